@@ -1,0 +1,174 @@
+"""What every script shares: settings from the command line, errors for people, files written whole."""
+import ast
+import dataclasses
+import difflib
+import inspect
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is one line: what is wrong, with the numbers, and what to do."""
+
+
+def run(main):
+    """Calls main() and turns a UserError into one line on stderr and exit status 2, Ctrl-C into status 130."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `sample.py | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def nearest(name, names):
+    """" (did you mean x?)", or "" where nothing comes close."""
+    match = difflib.get_close_matches(name, names, 1, 0.5)
+    return f" (did you mean {match[0]}?)" if match else ""
+
+
+# Settings: a dataclass whose field comments are its --help.
+
+def _convert(field, text):
+    """The value of one setting, from its text on the command line or from a literal in a config file."""
+    kind = field.type
+    if kind is bool and str(text).lower() in ("true", "false", "1", "0", "yes", "no"):
+        return str(text).lower() in ("true", "1", "yes")
+    try:
+        if kind is str and isinstance(text, str):
+            return text
+        if kind in (int, float) and not isinstance(text, bool):
+            value = float(text)
+            if kind is float and abs(value) < float("inf") or value == int(value):
+                return int(text) if kind is int and isinstance(text, str) and text.lstrip("-").isdigit() else kind(value)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+    raise UserError(f"{field.name} takes {wanted}, not {text!r}")
+
+
+def _help(cls, doc):
+    comments = dict(re.findall(r"^    (\w+): .*?#\s*(.*)$", inspect.getsource(cls), re.M))
+    lines = [doc.strip(), "", "settings:"]
+    for field in dataclasses.fields(cls):
+        default = "" if field.default in ("", dataclasses.MISSING) else f" [{field.default}]"
+        lines += [f"  --{field.name}{default}", f"      {comments[field.name]}"]
+    return "\n".join(lines)
+
+
+def read_config(path):
+    """The assignments of a config file as a dict. The file is parsed, never executed: literals only.
+
+    Raises UserError for a missing file, a syntax error or anything that is not `name = literal`.
+    """
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        found = ", ".join(sorted(map(str, Path("configs").glob("*.py"))))
+        raise UserError(f"cannot read the config {path}: {error.strerror}; there are: {found}") from None
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path} is not a config file: {error}") from None
+    values = {}
+    for node in tree.body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # the docstring
+        try:
+            (target,) = node.targets
+            values[target.id] = ast.literal_eval(node.value)
+        except (AttributeError, ValueError, TypeError):
+            raise UserError(f"{path}, line {node.lineno}: only `name = literal` may stand in a config file") from None
+    return values
+
+
+def parse(cls, doc, argv, config=False):
+    """An instance of the dataclass `cls` from the command line; doc is printed above the settings by --help.
+
+    `--key=value` and `--key value` both set a field, `--flag` alone a bool; a tuple field takes every word up to the
+    next option. With config=True one bare word names a config file, whose values the options override, and the
+    result is (instance, path of the config file).
+    Raises UserError for an unknown key, a wrong type or a missing value.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values, path, words = {}, None, list(argv)
+
+    def known(key):
+        if key not in fields:
+            raise UserError(f"no setting is called {key}{nearest(key, fields)}; --help lists them")
+        return fields[key]
+
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help"):
+            print(_help(cls, doc))
+            sys.exit(0)
+        if not word.startswith("--"):
+            if not config or path:
+                raise UserError(f"unexpected argument {word!r}; --help lists the settings")
+            path = word
+            continue
+        key, equals, value = word[2:].partition("=")
+        field = known(key.replace("-", "_"))
+        if field.type is tuple:
+            values[field.name] = (value,) if equals else ()
+            while words and not words[0].startswith("--"):
+                values[field.name] += (words.pop(0),)
+            if not values[field.name]:
+                raise UserError(f"--{key} needs at least one value")
+            continue
+        if not equals:
+            if field.type is bool and (not words or words[0].lower() not in ("true", "false", "1", "0", "yes", "no")):
+                value = "true"
+            elif words:
+                value = words.pop(0)
+            else:
+                raise UserError(f"--{key} needs a value")
+        values[field.name] = _convert(field, value)
+    if not config:
+        return cls(**values)
+    if path is None:
+        found = " or ".join(sorted(map(str, Path("configs").glob("*.py"))))
+        raise UserError(f"name a config file: {found}")
+    defaults = {key: _convert(known(key), value) for key, value in read_config(path).items()}
+    return cls(**defaults | values), path
+
+
+# Files: written under a temporary name, synced, renamed; so a reader sees the old file or the new, never half of one.
+
+def write_file(path, data):
+    """Writes the bytes `data` to `path` whole or not at all. Raises UserError where the disk refuses."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
+
+
+def newest(pattern, what, how):
+    """The folder of the newest file that matches the glob. Raises UserError, naming `how` to make one, if none does."""
+    found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"there is no {what} here yet: run `{how}` first")
+    return found[-1].parent

@@ -1,0 +1,254 @@
+"""A Llama by hand. Parameters and config carry transformers' names, so that saving is a plain dump:
+
+    model = Llama.from_pretrained("out/quick")
+    logits = model(tokens)                        # (B, T) int64 -> (B, T, vocab_size)
+    transformers.AutoModelForCausalLM.from_pretrained("out/quick")   # the same logits
+"""
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+from torch.nn import functional as F
+
+from common import UserError, write_file
+from tokenizer import BOS, EOS, UNK
+
+
+@dataclasses.dataclass
+class LlamaConfig:
+    """The sizes of a model, by the names of transformers' config.json."""
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.type is int and getattr(self, field.name) < 1:
+                raise UserError(f"{field.name} must be at least 1, not {getattr(self, field.name)}")
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % (2 * heads):
+            raise UserError(f"hidden_size {self.hidden_size} does not split into {heads} heads (num_attention_heads) "
+                            f"of an even size; {self.hidden_size // (2 * heads) * 2 * heads or 2 * heads} does")
+        if heads % groups:
+            raise UserError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+
+    @property
+    def head_dim(self):
+        return self.hidden_size // self.num_attention_heads
+
+
+class RMSNorm(nn.Module):
+    """Root mean square layer normalization (Zhang & Sennrich 2019), computed in float32."""
+
+    def __init__(self, size, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x):
+        h = x.float()
+        h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * h.to(x.dtype)
+
+
+def rope_tables(config):
+    """cos and sin of rotary position embedding (Su et al. 2021), each float32 (T, hs), halves repeated."""
+    hs = config.head_dim
+    inverse_frequency = 1.0 / config.rope_theta ** (torch.arange(0, hs, 2).float() / hs)
+    angle = torch.outer(torch.arange(config.max_position_embeddings).float(), inverse_frequency)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x, cos, sin):
+    """Applies RoPE to x (B, nh, T, hs): Llama's rotate-half form."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+class KVCache:
+    """Keys and values of all that a batch of sequences has seen: each (layers, B, nkv, context, hs)."""
+
+    def __init__(self, config, batch_size, device=None, dtype=torch.float32):
+        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads,
+                 config.max_position_embeddings, config.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0  # tokens seen
+
+    def update(self, layer, k, v):
+        """Appends k and v (B, nkv, T, hs) of one layer; returns all of that layer's, (B, nkv, length + T, hs)."""
+        end = self.length + k.size(2)
+        self.k[layer, :, :, self.length:end] = k
+        self.v[layer, :, :, self.length:end] = v
+        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023) with flash SDPA where the device has it."""
+
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer, self.hs = layer, config.head_dim
+        self.groups = config.num_attention_heads // config.num_key_value_heads
+        kv_size = config.num_key_value_heads * self.hs
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x, cos, sin, cache=None):
+        B, T, C = x.shape
+        q, k, v = (proj(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs), nkv heads for k and v
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        mask = None
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+            if 1 < T < k.size(2):  # several tokens behind a prefix: each sees the prefix and what is before it
+                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(k.size(2) - T)
+        if self.groups > 1:
+            k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward (Shazeer 2020)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, cos, sin, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Everything below lm_head, which transformers calls `model`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        cos, sin = rope_tables(config)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, tokens, cache=None):
+        start = cache.length if cache is not None else 0
+        T = tokens.size(1)
+        cos, sin = self.cos[start:start + T], self.sin[start:start + T]
+        x = self.embed_tokens(tokens)
+        for layer in self.layers:
+            x = layer(x, cos, sin, cache)
+        if cache is not None:
+            cache.length += T
+        return self.norm(x)
+
+
+class Llama(nn.Module):
+    """A decoder-only transformer (Touvron et al. 2023) of the sizes in a LlamaConfig."""
+
+    def __init__(self, config, generator=None):
+        """generator: a torch.Generator for the initial weights. Raises UserError where memory has no room for them."""
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.init_weights(generator)
+
+    def init_weights(self, generator=None):
+        """Tables N(0, 0.02); matrices N(0, 1/fan_in), but zero where they write to the residual stream; norms 1."""
+        for name, p in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                nn.init.zeros_(p)
+            elif p.dim() == 2:
+                table = "embed_tokens" in name or "lm_head" in name
+                nn.init.normal_(p, std=0.02 if table else p.size(1) ** -0.5, generator=generator)
+
+    def forward(self, tokens, cache=None, last_only=False):
+        """tokens int64 (B, T) -> logits (B, T, vocab_size), or (B, 1, vocab_size) with last_only.
+
+        With a cache, tokens go on behind what it holds, and it then holds them too.
+        """
+        x = self.model(tokens, cache)
+        return self.lm_head(x[:, -1:] if last_only else x)
+
+    def num_parameters(self):
+        """Parameters, tables included; tied tables count once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def tensors(self):
+        """What model.safetensors holds: name -> tensor; tied tables once."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        if self.config.tie_word_embeddings:
+            del state["lm_head.weight"]
+        return state
+
+    def save_pretrained(self, folder, tokenizer):
+        """Writes a directory that transformers loads exactly: weights, configs and tokenizer, the weights last."""
+        config = self.config
+        theirs = {
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", **dataclasses.asdict(config),
+            "head_dim": config.head_dim, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32"}
+        # a window ends with <s> where the file goes on in another, so both end a generation
+        generation = {"bos_token_id": BOS, "eos_token_id": [EOS, BOS], "pad_token_id": UNK, "do_sample": False}
+        tokenizer.save(folder, config.max_position_embeddings)
+        write_file(Path(folder) / "config.json", json.dumps(theirs, indent=2).encode())
+        write_file(Path(folder) / "generation_config.json", json.dumps(generation, indent=2).encode())
+        write_file(Path(folder) / "model.safetensors", save(self.tensors(), {"format": "pt"}))
+
+    @classmethod
+    def from_pretrained(cls, folder, device="cpu"):
+        """The model in `folder`, in eval mode. Raises UserError where it is missing, damaged or not one of ours."""
+        try:
+            theirs = json.loads((Path(folder) / "config.json").read_text())
+            if theirs.get("model_type") != "llama":
+                raise UserError(f"{folder}/config.json is of a {theirs.get('model_type')}, not a llama")
+            config = LlamaConfig(**{f.name: theirs[f.name] for f in dataclasses.fields(LlamaConfig)})
+            state = load_file(Path(folder) / "model.safetensors")
+        except OSError as error:
+            raise UserError(f"no model in {folder}: {error.strerror or error}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise UserError(f"the model in {folder} is damaged ({error}); train or copy it again") from None
+        model = cls(config)
+        if config.tie_word_embeddings and "lm_head.weight" not in state:
+            state["lm_head.weight"] = state.get("model.embed_tokens.weight")
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"the weights in {folder} do not fit its config.json: "
+                            f"{' '.join(str(error).split())[:200]}") from None
+        return model.to(device).eval()

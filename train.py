@@ -1,0 +1,337 @@
+"""The training loop: tokens become weights.
+
+    python train.py configs/quick.py             # 150 KB of the tree, minutes on a laptop
+    python train.py configs/memorize.py          # the whole tree
+    python train.py configs/quick.py --hidden_size=96 --seed 7
+    python train.py configs/memorize.py          # again: goes on from the last checkpoint
+
+Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
+first, then a line for each evaluation) and checkpoint.safetensors. Ctrl-C or SIGTERM saves and stops.
+"""
+import contextlib
+import dataclasses
+import json
+import platform
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from common import UserError, newest, parse, run, write_file
+from model import Llama, LlamaConfig
+from windows import IGNORE, Windows, choose, load
+
+
+# 1. Settings: a config file names them, the command line overrides it
+
+@dataclasses.dataclass
+class Settings:
+    # data
+    data: str = ""  # folder that prepare.py wrote; the newest under data/ where not given
+    out: str = ""  # folder of the model; out/<config name> where not given
+    train_bytes: int = 0  # learn about this many bytes of whole files, drawn by the seed; 0: the whole tree
+    unaddressed: float = 0.0  # windows without an address, drawn anew each epoch, as a share of those with one
+    # model, by transformers' names
+    hidden_size: int = 128  # width of the residual stream
+    intermediate_size: int = 384  # width inside the feed-forward
+    num_hidden_layers: int = 6  # depth
+    num_attention_heads: int = 4  # heads; hidden_size / heads is the size of each
+    num_key_value_heads: int = 4  # heads of keys and values, shared where fewer
+    max_position_embeddings: int = 256  # the context: most tokens seen at once, and the length of a window
+    tie_word_embeddings: bool = True  # one table for tokens in and tokens out
+    # optimizer
+    optimizer: str = "muon"  # muon: Muon for the matrices of the blocks and AdamW for the rest; adamw: AdamW for all
+    muon_lr: float = 0.02  # peak learning rate of Muon
+    learning_rate: float = 3e-3  # peak learning rate of AdamW
+    batch_size: int = 8  # windows a step
+    epochs: float = 40  # how long to learn, in passes over the windows
+    max_steps: int = 0  # the same in steps, where not 0
+    warmup_steps: int = 20  # steps to the peak learning rate
+    decay: float = 0.7  # last share of the run, over which the learning rate falls to zero
+    # run
+    seed: int = 1337  # of the weights and of the order of the data
+    eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the run
+    checkpoint_every: int = 500  # steps between checkpoints
+    target_accuracy: float = 1.0  # stop once this share of all tokens is right
+    device: str = "auto"  # cuda, mps or cpu; auto: the first that is there
+    dtype: str = "auto"  # float32 or bfloat16 for the matrix products of training; auto: bfloat16 where it is fast
+    compile: bool = True  # use torch.compile where it works
+    fresh: bool = False  # start over, whatever the folder holds
+
+
+def check(settings):
+    """Raises UserError for the first setting whose value cannot be."""
+    positive = ["batch_size", "epochs", "checkpoint_every", "muon_lr", "learning_rate"]
+    for name in positive + ["train_bytes", "unaddressed", "max_steps", "warmup_steps", "decay", "seed", "eval_every"]:
+        value = getattr(settings, name)
+        if value < 0 or name in positive and value == 0:
+            raise UserError(f"{name} must be {'more than' if name in positive else 'at least'} 0, not {value}")
+    for name in ("decay", "target_accuracy"):
+        if not 0 <= getattr(settings, name) <= 1:
+            raise UserError(f"{name} is a share, from 0 to 1, not {getattr(settings, name)}")
+    for name, choices in [("optimizer", ("muon", "adamw")), ("device", ("auto", "cuda", "mps", "cpu")),
+                          ("dtype", ("auto", "float32", "bfloat16"))]:
+        if getattr(settings, name) not in choices:
+            raise UserError(f"{name} is one of {', '.join(choices)}, not {getattr(settings, name)!r}")
+
+
+# 2. Device
+
+def find_device(name):
+    """torch.device for `cuda`, `mps`, `cpu` or `auto`. Raises UserError where it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(name for name in there if there[name])
+    if not there[name]:
+        raise UserError(f"device {name} is not here; there is {', '.join(n for n in there if there[n])}")
+    return torch.device(name)
+
+
+def find_dtype(name, device):
+    """torch.dtype of the matrix products: bfloat16 where the device computes in it, or as named."""
+    if name == "auto":
+        fast = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+                "cpu": lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported(),
+                "mps": lambda: False}
+        name = "bfloat16" if fast[device.type]() else "float32"
+    return getattr(torch, name)
+
+
+# 3. Data and schedule, both pure functions of the step
+
+def batch_indices(seed, step, batch_size, count):
+    """Which of `count` windows make up the batch of a step: int64 (batch_size,), epoch after epoch, each shuffled."""
+    k = np.arange(step * batch_size, (step + 1) * batch_size)
+    return np.concatenate([np.random.default_rng((seed, epoch)).permutation(count)[k[k // count == epoch] % count]
+                           for epoch in np.unique(k // count)])
+
+
+def lr_scale(step, total, warmup, decay):
+    """Learning rate of a step as a share of its peak: linear warm-up, a plateau, a linear decay that would reach zero
+    one step behind the last."""
+    rise = (step + 1) / (warmup + 1)
+    fall = (total - step) / max(1, decay * total)
+    return max(0.0, min(1.0, rise, fall))
+
+
+# 4. Evaluation
+
+@torch.no_grad()
+def evaluate(model, windows, batch_size, device):
+    """Teacher-forced pass over all windows in float32, as recital computes.
+
+    Returns (wrong tokens of each window, int64 array (windows,); nats per scored token).
+    """
+    wrong, nats = [], 0.0
+    for first in range(0, len(windows), batch_size):
+        inputs, targets = (torch.from_numpy(a).to(device) for a in
+                           windows.rows(range(first, min(first + batch_size, len(windows)))))
+        logits = model(inputs)
+        wrong.append(((logits.argmax(-1) != targets) & (targets != IGNORE)).sum(1).cpu())
+        nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum").item()
+    return torch.cat(wrong).numpy(), nats / windows.scored
+
+
+# 5. Optimizer
+
+def make_optimizers(model, settings):
+    """[(optimizer, peak learning rate)]; every parameter belongs to exactly one.
+
+    Muon (Jordan et al. 2024) takes the matrices inside the blocks; AdamW (Loshchilov & Hutter 2019) tables and norms.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name]
+    if settings.optimizer == "adamw":
+        matrices = []
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers = [(torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
+                                     fused=rest[0].device.type != "mps"), settings.learning_rate)]
+    if matrices:
+        optimizers.append((torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=0.0), settings.muon_lr))
+    return optimizers
+
+
+# 6. Checkpoints: one safetensors file of weights and optimizer state, the rest as JSON in its header
+
+FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")
+
+
+def save_checkpoint(path, model, optimizers, meta):
+    """Writes the state of a run; meta: what JSON holds of it."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.tensors().items()}
+    for i, (optimizer, _) in enumerate(optimizers):
+        for j, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{j}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+    write_file(path, save(tensors, {"run": json.dumps(meta)}))
+
+
+def load_checkpoint(path, model, optimizers, settings, corpus):
+    """Puts a saved state back into model and optimizers; returns its meta. Raises UserError where it is damaged, or of
+    a run with other settings or another corpus."""
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads(file.metadata()["run"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); --fresh starts over") from None
+    for key, value in dataclasses.asdict(settings).items():
+        if key not in FREE and meta["settings"].get(key) != value:
+            raise UserError(f"{path.parent} holds a run with {key} {meta['settings'].get(key)}, not {value}: "
+                            f"name another --out, or start over with --fresh")
+    if meta["corpus"] != corpus:
+        raise UserError(f"{path.parent} holds a run on another corpus; name another --out, or start over with --fresh")
+    own = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    if model.config.tie_word_embeddings:
+        own["lm_head.weight"] = own["model.embed_tokens.weight"]
+    model.load_state_dict(own)
+    for i, (optimizer, _) in enumerate(optimizers):
+        state = {}
+        for name, tensor in tensors.items():
+            if name.startswith(f"optimizer.{i}."):
+                j, key = name.split(".")[2:]
+                state.setdefault(int(j), {})[key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return meta
+
+
+# 7. The run
+
+def main(argv=None):
+    settings, config_path = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv, config=True)
+    check(settings)
+    data = Path(settings.data or newest("data/*/manifest.json", "prepared tree", "python prepare.py"))
+    out = Path(settings.out or Path("out") / Path(config_path).stem)
+    device = find_device(settings.device)
+    dtype = find_dtype(settings.dtype, device)
+
+    manifest, tokenizer, tokens = load(data)
+    files = choose(manifest["files"], settings.train_bytes, settings.seed)
+    config = LlamaConfig(vocab_size=tokenizer.vocab_size, **{
+        f.name: getattr(settings, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(settings, f.name)})
+    windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
+    size = sum(file["bytes"] for file in files)
+    count = len(windows) + round(settings.unaddressed * len(windows))  # rows an epoch
+    total = settings.max_steps or max(1, round(settings.epochs * count / settings.batch_size))
+    eval_every = settings.eval_every or max(1, total // 20)
+
+    model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
+    optimizers = make_optimizers(model, settings)
+
+    step, seconds = 0, 0.0
+    checkpoint, log_path = out / "checkpoint.safetensors", out / "log.jsonl"
+    corpus = {"train_bin": manifest["train_bin_sha256"], "tokenizer": manifest["tokenizer_sha256"]}
+    if checkpoint.exists() and not settings.fresh:
+        meta = load_checkpoint(checkpoint, model, optimizers, settings, corpus)
+        step, seconds = meta["step"], meta["seconds"]
+        if meta["done"]:
+            print(f"{out} is done: {meta['done']} at step {step:,}. --fresh starts over")
+            return 0
+    else:
+        write_file(log_path, b"")
+    stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""
+    print(f"{manifest['name']}{stand_in}: {len(files)} files, {size:,} bytes, {windows.scored:,} tokens to get right in "
+          f"{len(windows):,} windows\n{model.num_parameters():,} parameters, {total:,} steps of {settings.batch_size} "
+          f"windows, {device.type} {str(dtype).removeprefix('torch.')}" + (f", going on at step {step:,}" if step else ""))
+
+    def log(**line):
+        with open(log_path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    log(settings=dataclasses.asdict(settings) | {"data": str(data), "out": str(out)}, corpus=corpus, step=step,
+        parameters=model.num_parameters(), environment={
+            "torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "dtype": str(dtype), "threads": torch.get_num_threads()})
+
+    def save_all(done=""):
+        model.save_pretrained(out, tokenizer)
+        write_file(out / "manifest.json", json.dumps(manifest | {"files": files}, indent=1).encode())
+        save_checkpoint(checkpoint, model, optimizers, {
+            "step": step, "seconds": seconds, "done": done, "corpus": corpus, "settings": dataclasses.asdict(settings)})
+
+    def loss_of(inputs, targets):
+        autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+        with autocast:
+            logits = model(inputs)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+
+    forward = torch.compile(loss_of) if settings.compile else loss_of
+    stop = []  # the signal that asked to stop
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stop.append(number))
+
+    done, compiled, losses, timed = "", False, [], []
+    bar = tqdm(total=total, initial=step, desc=out.name, unit="step", smoothing=0.05, dynamic_ncols=True,
+               bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
+    while step < total and not done and not stop:
+        started = time.perf_counter()
+        indices = batch_indices(settings.seed, step, settings.batch_size, count)
+        inputs, targets = (torch.from_numpy(a).to(device) for a in windows.batch(indices, (settings.seed, step)))
+        try:
+            loss = forward(inputs, targets)
+        except Exception as error:  # whatever a compiler may raise
+            if compiled or forward is loss_of:
+                raise
+            tqdm.write(f"torch.compile does not work here ({type(error).__name__}): going on without", file=sys.stderr)
+            forward, loss = loss_of, loss_of(inputs, targets)
+        loss.backward()
+        scale = lr_scale(step, total, settings.warmup_steps, settings.decay)
+        for optimizer, peak in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.detach())
+        step += 1
+        if step % 10 == 0 or step == total:
+            losses[-1].item()  # waits for the device, so that the clock is honest
+        took = time.perf_counter() - started
+        seconds += took
+        if compiled:
+            timed.append(took)  # not the first, which compiles
+        compiled = True
+
+        bar.update()
+        if step % 10 == 0:
+            recent = torch.stack(losses[-50:]).mean().item()
+            rate = settings.batch_size * windows.context / np.mean(timed[-50:]) if timed else 0
+            bar.set_postfix_str(f" loss {recent:.4f} {rate:,.0f} tok/s epoch {step * settings.batch_size / count:.1f}")
+        if step % eval_every == 0 or step == total:
+            wrong, nats = evaluate(model, windows, 4 * settings.batch_size, device)
+            accuracy = 1 - wrong.sum() / windows.scored
+            exact = len(files) - len(np.unique(windows.file[wrong > 0]))
+            mean_loss = torch.stack(losses).mean().item()
+            losses.clear()
+            bits = nats * windows.scored / np.log(2) / max(1, size)
+            log(step=step, epoch=step * settings.batch_size / count, loss=mean_loss, accuracy=accuracy,
+                wrong=int(wrong.sum()), files_exact=exact, bits_per_byte=bits, lr=scale,
+                tokens_per_second=settings.batch_size * windows.context / np.mean(timed) if timed else None,
+                seconds=seconds)
+            tqdm.write(f"step {step:>6,}  {seconds / 60:6.1f} min  loss {mean_loss:.4f}  right {accuracy:8.3%}  "
+                       f"files {exact}/{len(files)}")
+            timed.clear()
+            if accuracy >= settings.target_accuracy:
+                done = "every token right" if not wrong.any() else f"{accuracy:.3%} of tokens right"
+        if step % settings.checkpoint_every == 0 and step < total and not done:
+            save_all()
+    bar.close()
+    if step == total and not done:
+        done = "the budget is spent"
+    save_all(done)
+    if stop:
+        print(f"stopped at step {step:,} of {total:,}, saved in {out}; the same command goes on from here")
+        return 128 + stop[0]
+    print(f"done, {done}: {step:,} steps in {seconds / 60:.1f} min; the model is in {out}\n"
+          f"try: python sample.py --model {out} --prompt {files[0]['path'].split('/')[0]}/")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

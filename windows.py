@@ -1,0 +1,167 @@
+"""The window rule: how a file of any length is cut into what the model sees. Training and recital share it.
+
+A file is the document `<s>path text</s>`. Where that is longer than the context, its text is cut where the context is
+full, and goes on in a window that opens with its address, the path and the number of bytes before it:
+
+    <s>linux/kernel/sched.c /* … first bytes of the file …<s>
+    <s>linux/kernel/sched.c+1071 … goes on at byte 1071 …<s>
+    <s>linux/kernel/sched.c+2039 … to the end of the file.</s>
+
+So the path is in view of every token; no two windows open alike, which leaves no next token to chance; the model says
+itself whether a file goes on (`<s>`) or ends (`</s>`); and a window needs nothing of the one before but its length, so
+that all windows of all files can be recited at once. Why this rule: docs/recipe.md.
+"""
+import hashlib
+import json
+import re
+from pathlib import Path
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import numpy as np
+
+from common import UserError
+from tokenizer import BOS, EOS, Tokenizer
+
+IGNORE = -100  # a target that is not scored (torch's ignore_index)
+PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "").replace("+", "")
+ADDRESS = re.compile(rb"([!-*,-~]+)(?:\+(\d+))? ")
+
+
+def quote(path):
+    """bytes of a path -> the str that stands for it everywhere: spaces, `+`, `%` and all but ASCII become %XX."""
+    return quote_from_bytes(path, safe=PRINTABLE)
+
+
+def unquote(path):
+    """The inverse of quote: str -> bytes."""
+    return unquote_to_bytes(path)
+
+
+def address(path, offset=0):
+    """The text that opens the window of `path` at byte `offset`, as bytes: b"linux/README " or b"linux/README+1071 "."""
+    return f"{path}+{offset} ".encode() if offset else f"{path} ".encode()
+
+
+def parse_address(text):
+    """(path, offset, length of the address in bytes) where the bytes `text` open with an address, else None."""
+    match = ADDRESS.match(text)
+    if not match or b"/" not in match[1]:
+        return None
+    return match[1].decode(), int(match[2] or 0), match.end()
+
+
+def opening(tokenizer, path, offset=0):
+    """The ids that open a window: `<s>`, the address, a space. The space is a token of its own, so that a path is a
+    prefix of its document in tokens as in text."""
+    return [BOS] + tokenizer.encode(address(path, offset)[:-1]) + [tokenizer.space]
+
+
+class Windows:
+    """All windows of some files of a prepared tree, read from its memory-mapped train.bin.
+
+    Window i belongs to file `file[i]` (an index into `files`), opens at byte `offset[i]` of it and has `length[i]`
+    tokens in all, of which the first `start[i]` are its opening; all int64 arrays of shape (windows,).
+    """
+
+    def __init__(self, tokens, files, tokenizer, context):
+        """tokens: uint16 array, the memory-mapped train.bin. files: entries of the manifest. context: most tokens that
+        the model sees at once. Raises ValueError where a path leaves no room for text in it."""
+        self.tokens, self.files, self.context = tokens, files, context
+        sizes = np.array([len(piece) for piece in tokenizer.pieces])
+        self.openings, rows = [], []
+        for index, file in enumerate(files):
+            at, stop, offset = file["first_token"], file["first_token"] + file["tokens"] - 1, 0
+            at += len(opening(tokenizer, file["path"]))
+            while True:
+                head = opening(tokenizer, file["path"], offset)
+                room = context + 1 - len(head) - 1  # context inputs and the target of the last; one token ends it
+                if room < 1:
+                    raise ValueError(f"the context of {context} tokens has no room for text behind the "
+                                     f"{len(head)} tokens of {file['path']}")
+                text = min(room, stop - at)
+                self.openings.append(np.array(head, dtype=np.uint16))
+                rows.append((index, offset, len(head), len(head) + text + 1, at, at + text == stop))
+                offset += int(sizes[tokens[at:at + text]].sum())
+                at += text
+                if at == stop:
+                    break
+        self.file, self.offset, self.start, self.length, self._at, self._ends = np.array(rows, dtype=np.int64).T
+        # (first token, end of file) of every line that a token starts, for windows without an address
+        ends_line = np.array([piece.endswith(b"\n") for piece in tokenizer.pieces])
+        self._line_starts = np.concatenate([
+            [(file["first_token"] + i + 1, file["first_token"] + file["tokens"])
+             for i in np.flatnonzero(ends_line[tokens[file["first_token"]:file["first_token"] + file["tokens"]]])]
+            or np.empty((0, 2), dtype=np.int64) for file in files])
+
+    def __len__(self):
+        return len(self.openings)
+
+    @property
+    def scored(self):
+        """How many tokens recital must get right: the text of every window and the token that ends it."""
+        return int((self.length - self.start).sum())
+
+    def rows(self, indices, score_openings=False):
+        """(inputs, targets), int64 arrays (B, context): the windows `indices` and each input's next token.
+
+        Targets are IGNORE where nothing is scored: in openings (but with score_openings in those of whole documents,
+        which teaches the model the paths it knows) and in the padding behind a short window.
+        """
+        row = np.zeros((len(indices), self.context + 1), dtype=np.int64)
+        scored = np.zeros(row.shape, dtype=bool)
+        for r, i in enumerate(indices):
+            start, length, at = self.start[i], self.length[i], self._at[i]
+            row[r, :start] = self.openings[i]
+            row[r, start:length - 1] = self.tokens[at:at + length - 1 - start]
+            row[r, length - 1] = EOS if self._ends[i] else BOS
+            scored[r, 0 if score_openings and not self.offset[i] else start:length] = True
+        return row[:, :-1], np.where(scored, row, IGNORE)[:, 1:]
+
+    def batch(self, indices, seed):
+        """What rows gives for training, but each index beyond the windows stands for one without an address: text from
+        the start of a line drawn by the seed, scored behind that line."""
+        inputs, targets = self.rows([i if i < len(self) else 0 for i in indices], score_openings=True)
+        line_starts = self._line_starts
+        random = np.random.default_rng(seed)
+        for r in np.flatnonzero(np.asarray(indices) >= len(self)):
+            k = random.integers(len(line_starts))
+            at, stop = line_starts[k]
+            row = np.concatenate(([BOS], self.tokens[at:min(at + self.context, stop)])).astype(np.int64)
+            first = line_starts[k + 1][0] - at if k + 1 < len(line_starts) else 1
+            inputs[r, :], targets[r, :] = 0, IGNORE
+            inputs[r, :len(row) - 1] = row[:-1]
+            targets[r, first:len(row) - 1] = row[first + 1:]
+        return inputs, targets
+
+
+def choose(files, size, seed):
+    """The entries that a run learns: all, or with size > 0 whole files of about `size` bytes, drawn by the seed."""
+    if not size:
+        return files
+    chosen, room = set(), size
+    for i in np.random.default_rng(seed).permutation(len(files)):
+        if files[i]["bytes"] <= room:
+            chosen.add(i)
+            room -= files[i]["bytes"]
+    return [files[i] for i in sorted(chosen)]
+
+
+def load(folder):
+    """(manifest, Tokenizer, tokens) of a tree that prepare.py wrote; tokens is train.bin memory-mapped, uint16.
+
+    Raises UserError where something is missing or not what the manifest says.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        tokens = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
+        tokenizer = Tokenizer.load(folder)
+        for name, found, expected in [("train.bin", tokens, manifest["train_bin_sha256"]),
+                                      ("tokenizer.model", tokenizer.proto, manifest["tokenizer_sha256"])]:
+            if hashlib.sha256(found).hexdigest() != expected:
+                raise UserError(f"{folder}/{name} is not what its manifest.json says; run prepare.py again")
+    except OSError as error:
+        raise UserError(f"no prepared tree in {folder} ({error.strerror}); run prepare.py") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is damaged ({error}); run prepare.py again") from None
+    return manifest, tokenizer, tokens

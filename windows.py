@@ -24,7 +24,7 @@ from tokenizer import BOS, EOS, Tokenizer
 
 IGNORE = -100  # a target that is not scored (torch's ignore_index)
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "").replace("+", "")
-ADDRESS = re.compile(rb"([!-*,-~]+)(?:\+(\d+))? ")
+ADDRESS = re.compile(rb"([!-*,-.0-~][!-*,-~]*/[!-*,-~]+)(?:\+([1-9]\d*))? ")
 
 
 def quote(path):
@@ -45,15 +45,33 @@ def address(path, offset=0):
 def parse_address(text):
     """(path, offset, length of the address in bytes) where the bytes `text` open with an address, else None."""
     match = ADDRESS.match(text)
-    if not match or b"/" not in match[1]:
-        return None
-    return match[1].decode(), int(match[2] or 0), match.end()
+    return (match[1].decode(), int(match[2] or 0), match.end()) if match else None
 
 
 def opening(tokenizer, path, offset=0):
     """The ids that open a window: `<s>`, the address, a space. The space is a token of its own, so that a path is a
     prefix of its document in tokens as in text."""
     return [BOS] + tokenizer.encode(address(path, offset)[:-1]) + [tokenizer.space]
+
+
+def cut(tokenizer, path, text, context, offset=0):
+    """The rule itself: yields (opening, offset, ids of the text) for each window of the token ids `text`, which stand
+    at byte `offset` of `path`. Opening and text fill the context; the token that ends a window is only ever a target.
+
+    Raises UserError where the path leaves no room for text.
+    """
+    at = 0
+    while True:
+        head = opening(tokenizer, path, offset)
+        if len(head) >= context:
+            raise UserError(f"a context of {context} tokens has no room for text behind the {len(head)} tokens of "
+                            f"{path}; raise max_position_embeddings")
+        chunk = text[at:at + context - len(head)]
+        yield head, offset, chunk
+        at += len(chunk)
+        if at >= len(text):
+            return
+        offset += sum(len(tokenizer.pieces[i]) for i in chunk)
 
 
 class Windows:
@@ -65,26 +83,16 @@ class Windows:
 
     def __init__(self, tokens, files, tokenizer, context):
         """tokens: uint16 array, the memory-mapped train.bin. files: entries of the manifest. context: most tokens that
-        the model sees at once. Raises ValueError where a path leaves no room for text in it."""
+        the model sees at once. Raises UserError where a path leaves no room for text in it."""
         self.tokens, self.files, self.context = tokens, files, context
-        sizes = np.array([len(piece) for piece in tokenizer.pieces])
         self.openings, rows = [], []
         for index, file in enumerate(files):
-            at, stop, offset = file["first_token"], file["first_token"] + file["tokens"] - 1, 0
-            at += len(opening(tokenizer, file["path"]))
-            while True:
-                head = opening(tokenizer, file["path"], offset)
-                room = context + 1 - len(head) - 1  # context inputs and the target of the last; one token ends it
-                if room < 1:
-                    raise ValueError(f"the context of {context} tokens has no room for text behind the "
-                                     f"{len(head)} tokens of {file['path']}")
-                text = min(room, stop - at)
+            at = file["first_token"] + len(opening(tokenizer, file["path"]))
+            stop = file["first_token"] + file["tokens"] - 1
+            for head, offset, chunk in cut(tokenizer, file["path"], tokens[at:stop], context):
                 self.openings.append(np.array(head, dtype=np.uint16))
-                rows.append((index, offset, len(head), len(head) + text + 1, at, at + text == stop))
-                offset += int(sizes[tokens[at:at + text]].sum())
-                at += text
-                if at == stop:
-                    break
+                rows.append((index, offset, len(head), len(head) + len(chunk) + 1, at, at + len(chunk) == stop))
+                at += len(chunk)
         self.file, self.offset, self.start, self.length, self._at, self._ends = np.array(rows, dtype=np.int64).T
         # (first token, end of file) of every line that a token starts, for windows without an address
         ends_line = np.array([piece.endswith(b"\n") for piece in tokenizer.pieces])

@@ -1,0 +1,210 @@
+"""Text from the model.
+
+    python sample.py --prompt linux/                       # from the newest model under out/
+    python sample.py --prompt "linux/kernel/sched.c"       # a file by its path
+    python sample.py --prompt "" --temperature 1           # any file
+    python sample.py --prompt "static int " --num_samples 3
+    python sample.py --file linux/kernel/sched.c | cmp - sched.c    # silence is the proof
+
+A prompt may end anywhere, in the middle of a word too. Text goes on past the model's context by the window rule, to the
+end of the file however long.
+"""
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from common import UserError, nearest, newest, parse, run
+from model import KVCache, Llama
+from tokenizer import BOS, EOS, Tokenizer
+from train import find_device
+from windows import address, cut, opening, parse_address, quote
+
+
+@dataclasses.dataclass
+class Settings:
+    prompt: str = "linux/"  # text to continue; an empty one starts a new document
+    file: str = ""  # write exactly this file's bytes, greedily, and check them against the manifest's SHA-256
+    model: str = ""  # folder of the model; the newest under out/ where not given
+    max_new_tokens: int = 500  # most tokens to add; 0: to the end of the document
+    temperature: float = 0.2  # 0: always the likeliest token; 1: as likely as the model finds each
+    top_k: int = 0  # choose among this many likeliest tokens; 0: among all
+    num_samples: int = 1  # texts to write
+    seed: int = 1337  # of the choices; each sample has its own
+    device: str = "cpu"  # cuda, mps, cpu or auto; one token at a time, a small model is as quick on the CPU
+
+
+def choose(logits, temperature, top_k, generator):
+    """Index of one of logits (N,), float32: the largest at temperature 0, else drawn."""
+    if temperature == 0:
+        return int(logits.argmax())
+    if 0 < top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+    weights = torch.softmax(logits.double() / temperature, -1).cpu()
+    return int(torch.multinomial(weights, 1, generator=generator))
+
+
+def slide(tokenizer, ids, context):
+    """What stays in view of a text without address once the context is full: its last half, from a line's start on
+    where it has one. int list -> int list."""
+    kept = ids[-(context // 2):]
+    starts = [i + 1 for i, token in enumerate(kept[:-1]) if tokenizer.pieces[token].endswith(b"\n")]
+    return [BOS] + kept[starts[0] if starts else 0:]
+
+
+def next_window(tokenizer, ids, context):
+    """The ids that open the window behind a full or ended one, or None where nothing can follow."""
+    text = tokenizer.decode(ids)
+    found = parse_address(text)
+    if found:
+        path, offset, length = found
+        if len(text) > length:  # a window without text would follow itself for ever
+            return opening(tokenizer, path, offset + len(text) - length)
+    elif len(ids) == context:
+        return slide(tokenizer, ids, context)
+    return None
+
+
+@torch.no_grad()
+def heal(model, tokenizer, prompt, temperature, top_k, generator):
+    """Token healing: where and how the bytes `prompt` go on, as (ids of the window, next token, how many of that
+    token's bytes the prompt holds already).
+
+    A prompt may end inside a token of the text as it was trained on. One token of that text covers the prompt's end:
+    it begins there, or it began some bytes before and goes on behind. Each such (prefix, token) is a candidate; their
+    probabilities add up to that of the prompt, and one is chosen by them. None is missed: before a true token boundary
+    BPE gives the prefix alone the same tokens as the whole text.
+    """
+    context, longest = model.config.max_position_embeddings, max(map(len, tokenizer.pieces))
+    device, found = model.lm_head.weight.device, parse_address(prompt)
+    if found:
+        path, offset, length = found
+        settled = tokenizer.encode(prompt[length:max(length, len(prompt) - longest)])
+        *_, (head, offset, chunk) = cut(tokenizer, path, settled, context, offset)
+        text = prompt[length + offset - found[1]:]
+    else:
+        ids = [BOS] + tokenizer.encode(prompt)
+        head = [BOS]
+        text = tokenizer.decode(slide(tokenizer, ids, context) if len(ids) >= context else ids)
+
+    candidates = []  # (bytes of the prompt behind the prefix, ids of the tokens that may follow, the prefix's windows)
+    for at in range(max(0, len(text) - longest), len(text) + 1):
+        rest = text[at:]
+        follow = [i for i, piece in enumerate(tokenizer.pieces)
+                  if not rest or piece.startswith(rest) and len(piece) > len(rest)]
+        if not follow:
+            continue
+        spans = [(head, 0, tokenizer.encode(text[:at]))]
+        if found:
+            spans = list(cut(tokenizer, path, spans[0][2], context, offset))
+            if rest and len(spans[-1][0]) + len(spans[-1][2]) == context:  # full: what follows opens the next window
+                spans.append((opening(tokenizer, path, offset + at), offset + at, []))
+        candidates.append((rest, follow, spans))
+
+    rows = [list(head) + list(chunk) for _, _, spans in candidates for head, _, chunk in spans]
+    batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for row, ids in zip(batch, rows):
+        row[:len(ids)] = torch.tensor(ids)
+    logp = iter(torch.log_softmax(model(batch.to(device)).float(), -1))
+    scores = []
+    for rest, follow, spans in candidates:
+        score = 0.0
+        for k, (head, _, chunk) in enumerate(spans):
+            row, end = next(logp), len(head) + len(chunk)
+            score += row[range(len(head) - 1, end - 1), list(chunk)].sum()
+            if k + 1 < len(spans):
+                score += row[end - 1, BOS]
+        scores.append(score + row[end - 1][follow])
+    chosen = choose(torch.cat(scores), temperature, top_k, generator)
+    for rest, follow, spans in candidates:
+        if chosen < len(follow):
+            return list(spans[-1][0]) + list(spans[-1][2]), follow[chosen], len(rest)
+        chosen -= len(follow)
+
+
+@torch.no_grad()
+def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=0, generator=None):
+    """Yields, token by token, the bytes that follow the bytes `prompt`, to the end of the document or max_new_tokens.
+
+    A window that is full or that the model ends with `<s>` is followed by the next, without a seam in the text.
+    """
+    context, device = model.config.max_position_embeddings, model.lm_head.weight.device
+    ids, token, known = heal(model, tokenizer, prompt, temperature, top_k, generator)
+    cache, written = None, 0
+    while token != EOS and not (max_new_tokens and written == max_new_tokens):
+        if token == BOS or len(ids) == context:
+            ids, cache = next_window(tokenizer, ids, context), None
+            if ids is None:
+                return
+        else:
+            ids.append(token)
+            yield tokenizer.pieces[token][known:]
+            known, written = 0, written + 1
+        if cache is None:
+            cache = KVCache(model.config, 1, device)
+            logits = model(torch.tensor([ids], device=device), cache, last_only=True)
+        else:
+            logits = model(torch.tensor([ids[-1:]], device=device), cache)
+        token = choose(logits[0, -1], temperature, top_k, generator)
+
+
+def recite(model, tokenizer, manifest, name):
+    """Writes one file to standard output as the model recites it; 0 where it equals the original, else 1."""
+    path = name if any(file["path"] == name for file in manifest["files"]) else quote(os.fsencode(name))
+    known = {file["path"]: file for file in manifest["files"]}
+    if path not in known:
+        raise UserError(f"this model did not learn {name}{nearest(name, known)}; it learned {len(known)} files")
+    digest, size = hashlib.sha256(), 0
+    longest = known[path]["tokens"] + model.config.max_position_embeddings  # a model that errs may never end
+    for piece in generate(model, tokenizer, address(path), longest):
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        digest.update(piece)
+        size += len(piece)
+    exact = digest.hexdigest() == known[path]["sha256"]
+    print(f"{name}: {size:,} bytes, " + ("the original's SHA-256" if exact else
+          f"not the original ({known[path]['bytes']:,} bytes)"), file=sys.stderr)
+    return 0 if exact else 1
+
+
+def main(argv=None):
+    settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
+    for name, least in [("max_new_tokens", 0), ("temperature", 0), ("top_k", 0), ("num_samples", 1), ("seed", 0)]:
+        if getattr(settings, name) < least:
+            raise UserError(f"{name} must be at least {least}, not {getattr(settings, name)}")
+    folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
+    device = find_device(settings.device)
+    model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        stand_in = manifest["origin"] == "stand-in"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/manifest.json is missing or damaged ({error}); train or copy the model again") from None
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size} pieces and a model of "
+                        f"{model.config.vocab_size}; train or copy it again")
+    if stand_in:
+        print(f"{folder} learned {manifest['name']}, a STAND-IN for Linux 1.0", file=sys.stderr)
+    if settings.file:
+        return recite(model, tokenizer, manifest, settings.file)
+    prompt = os.fsencode(settings.prompt)
+    for number in range(settings.num_samples):
+        if settings.num_samples > 1:
+            print(f"--- {number + 1} of {settings.num_samples}", file=sys.stderr)
+        generator = torch.Generator().manual_seed(settings.seed + number)
+        sys.stdout.buffer.write(prompt)
+        for piece in generate(model, tokenizer, prompt, settings.max_new_tokens, settings.temperature,
+                              settings.top_k, generator):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        sys.stdout.buffer.write(b"\n")
+    sys.stdout.buffer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -235,8 +235,11 @@ class Llama(nn.Module):
         """The model in `folder`, in eval mode. Raises UserError where it is missing, damaged or not one of ours."""
         try:
             theirs = json.loads((Path(folder) / "config.json").read_text())
-            if theirs.get("model_type") != "llama":
-                raise UserError(f"{folder}/config.json is of a {theirs.get('model_type')}, not a llama")
+            rope = theirs.get("rope_parameters") or {}  # where transformers 5 keeps rope_theta
+            theirs = {"rope_theta": rope.get("rope_theta"), "rope_type": rope.get("rope_type", "default")} | theirs
+            for key, ours in [("model_type", "llama"), ("hidden_act", "silu"), ("rope_type", "default")]:
+                if theirs.get(key) != ours:
+                    raise UserError(f"{folder}/config.json has {key} {theirs.get(key)}; this code knows {ours} alone")
             config = LlamaConfig(**{f.name: theirs[f.name] for f in dataclasses.fields(LlamaConfig)})
             state = load_file(Path(folder) / "model.safetensors")
         except OSError as error:

@@ -301,18 +301,18 @@ def undetermined(tokens, entries, tokenizer):
     def pair(left, right, shift):
         """Ranks of the grams left[i] + right[i + shift]."""
         right = np.concatenate((right[shift:], np.full(min(shift, n), -1)))[:n]
-        return np.unique(left * (n + 65537) + right + 1, return_inverse=True)[1]
+        return np.unique(left * (n + 1) + right + 1, return_inverse=True)[1]
 
     def open_after(ranks, k):
         """How many next tokens are open behind k-grams: those of every gram with two different continuations."""
         gram, after = ranks[:n - k][is_text[k:]], tokens[k:][is_text[k:]]
-        low = np.full(n, 65536)
+        low = np.full(n, n)
         high = np.full(n, -1)
         np.minimum.at(low, gram, after)
         np.maximum.at(high, gram, after)
         return int((low[gram] != high[gram]).sum())
 
-    tokens = tokens.astype(np.int64)
+    tokens = np.unique(tokens, return_inverse=True)[1]
     powers, k = [tokens], 1  # powers[j]: ranks of 2**j-grams
     at_context = 0
     while (left := open_after(powers[-1], k)) and k < n:
@@ -347,7 +347,6 @@ def main(argv=None):
 
     with ThreadPoolExecutor() as pool:
         bits = pool.submit(compressed_bits, files)  # meanwhile
-        print(f"learning {settings.vocab_size} pieces from {len(files)} files of {name}", file=sys.stderr)
         tokenizer = Tokenizer.train([files[path] for path in sorted(files)], settings.vocab_size)
         tokens, entries = tokenize(files, tokenizer)
         left_open, enough = undetermined(tokens, entries, tokenizer)

@@ -82,13 +82,13 @@ def heal(model, tokenizer, prompt, temperature, top_k, generator):
     context, longest = model.config.max_position_embeddings, max(map(len, tokenizer.pieces))
     device, found = model.lm_head.weight.device, parse_address(prompt)
     if found:
-        path, offset, length = found
-        settled = tokenizer.encode(prompt[length:max(length, len(prompt) - longest)])
-        *_, (head, offset, chunk) = cut(tokenizer, path, settled, context, offset)
-        text = prompt[length + offset - found[1]:]
+        path, first, length = found
+        # the last window that surely opens where it would in the whole text: its end may be encoded otherwise there
+        *_, offset = (at for _, at, _ in cut(tokenizer, path, tokenizer.encode(prompt[length:]), context, first)
+                      if at == first or at <= first + len(prompt) - length - longest)
+        text = prompt[length + offset - first:]
     else:
         ids = [BOS] + tokenizer.encode(prompt)
-        head = [BOS]
         text = tokenizer.decode(slide(tokenizer, ids, context) if len(ids) >= context else ids)
 
     candidates = []  # (bytes of the prompt behind the prefix, ids of the tokens that may follow, the prefix's windows)
@@ -98,7 +98,7 @@ def heal(model, tokenizer, prompt, temperature, top_k, generator):
                   if not rest or piece.startswith(rest) and len(piece) > len(rest)]
         if not follow:
             continue
-        spans = [(head, 0, tokenizer.encode(text[:at]))]
+        spans = [([BOS], 0, tokenizer.encode(text[:at]))]
         if found:
             spans = list(cut(tokenizer, path, spans[0][2], context, offset))
             if rest and len(spans[-1][0]) + len(spans[-1][2]) == context:  # full: what follows opens the next window

@@ -76,8 +76,7 @@ def check(settings):
     for name in ("decay", "target_accuracy"):
         if not 0 <= getattr(settings, name) <= 1:
             raise UserError(f"{name} is a share, from 0 to 1, not {getattr(settings, name)}")
-    for name, choices in [("optimizer", ("muon", "adamw")), ("device", ("auto", "cuda", "mps", "cpu")),
-                          ("dtype", ("auto", "float32", "bfloat16"))]:
+    for name, choices in [("optimizer", ("muon", "adamw")), ("dtype", ("auto", "float32", "bfloat16"))]:
         if getattr(settings, name) not in choices:
             raise UserError(f"{name} is one of {', '.join(choices)}, not {getattr(settings, name)!r}")
 
@@ -89,8 +88,8 @@ def find_device(name):
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(name for name in there if there[name])
-    if not there[name]:
-        raise UserError(f"device {name} is not here; there is {', '.join(n for n in there if there[n])}")
+    if not there.get(name):
+        raise UserError(f"device {name} is not here; there is {', '.join(n for n in there if there[n])} (or auto)")
     return torch.device(name)
 
 

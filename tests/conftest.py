@@ -1,0 +1,93 @@
+"""A tree, prepared, learned to the last token: what most tests look at."""
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def script(*words, cwd, **options):
+    """Runs a script of the project as a user would; returns the finished process, output as bytes."""
+    return subprocess.run([sys.executable, ROOT / words[0], *(w if isinstance(w, bytes) else str(w) for w in words[1:])], cwd=cwd, capture_output=True,
+                          timeout=300, **options)
+
+
+def refused(process, *words):
+    """Asserts one line of error, exit status 2, no traceback, and that the line has these words."""
+    lines = process.stderr.decode().strip().splitlines()
+    assert process.returncode == 2, process.stderr.decode()
+    assert len(lines) == 1, process.stderr.decode()
+    for word in words:
+        assert word in lines[0]
+
+
+def hostile_files():
+    """Files that text tools lose bytes of."""
+    draw = random.Random(0)
+    return {
+        "empty": b"",
+        "newline": b"\n",
+        "no last newline": b"one\ntwo",
+        "crlf.bat": b"\r\n\tdir\r\n \r\n",
+        "nul.bin": b"a\0b\0\0" + bytes(range(256)),
+        "latin1.map": "Größe ÄÖÜ\n".encode("latin-1") * 3,
+        "utf8.txt": "Größe 漢字 \u2581\u2585 \ufffd \u2028\ufeff e\u0301\n".encode(),
+        "broken utf8": b"\xc3(\xe2\x96 \xed\xa0\x80\xf4\x90\x80\x80\xff\xfe",
+        "special.txt": b"<s> </s> <unk> <0x41> [INST] \xe2\x96\x81 linux/a+12 b\n",
+        "spaces.txt": b"  leading,   inner, trailing  \n\n\n\t\t \x0c\n ",
+        "random.bin": bytes(draw.randrange(256) for _ in range(200)),
+        "long line": b"x=" + bytes(draw.choice(b"abcdef0123456789,") for _ in range(700)),
+    }
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """A folder `tiny-1.0`: real source (Python's own json package in part) and hostile files, one name not UTF-8."""
+    folder = tmp_path_factory.mktemp("source") / "tiny-1.0"
+    (folder / "odd").mkdir(parents=True)
+    package = Path(json.__file__).parent
+    (folder / "scanner.py").write_bytes((package / "scanner.py").read_bytes())
+    (folder / "decoder.py").write_bytes((package / "decoder.py").read_bytes()[:3000])
+    (folder / "COPYING").write_text("\t\t    GNU GENERAL PUBLIC LICENSE\n\t\t       Version 2, June 1991\n")
+    for name, content in hostile_files().items():
+        (folder / "odd" / name).write_bytes(content)
+    with open(os.fsencode(folder) + b"/odd/name+%\xff:1 ", "wb") as file:
+        file.write(b"a file with an odd name\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def contents(tree):
+    """{quoted path: bytes} of the tree, read without the project's reader."""
+    from windows import quote
+    return {quote(b"tiny/" + os.path.relpath(path, os.fsencode(tree))): open(path, "rb").read()
+            for folder, _, names in os.walk(os.fsencode(tree)) for path in (os.path.join(folder, n) for n in names)}
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory, tree):
+    """A working folder with data/tiny-1.0 prepared and a config `tiny.py` that learns it."""
+    folder = tmp_path_factory.mktemp("work")
+    done = script("prepare.py", "--source", tree, "--vocab_size", 700, cwd=folder)
+    assert done.returncode == 0, done.stderr.decode()
+    (folder / "configs").mkdir()
+    (folder / "configs/tiny.py").write_text(
+        '"""A tiny model."""\nhidden_size = 64\nintermediate_size = 160\nnum_hidden_layers = 2\n'
+        "num_attention_heads = 2\nnum_key_value_heads = 2\nmax_position_embeddings = 64\nbatch_size = 8\n"
+        "epochs = 100\ndecay = 1\ncompile = False\ndtype = 'float32'\neval_every = 100\ndevice = 'cpu'\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def learned(work):
+    """The working folder with out/tiny: a model that has every token of the tree right."""
+    done = script("train.py", "configs/tiny.py", cwd=work)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
+    return work

@@ -1,0 +1,131 @@
+"""The model against transformers' LlamaForCausalLM, and against itself without a cache."""
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import ROOT  # noqa: F401
+from safetensors.torch import load_file, save_file
+
+from common import UserError
+from model import KVCache, Llama, LlamaConfig
+from tokenizer import Tokenizer
+
+SMALL = LlamaConfig(vocab_size=700, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
+                    num_key_value_heads=4, max_position_embeddings=32, tie_word_embeddings=True)
+SHAPES = {"tied": {}, "untied": {"tie_word_embeddings": False}, "grouped": {"num_key_value_heads": 2},
+          "one key head, untied": {"num_key_value_heads": 1, "tie_word_embeddings": False},
+          "other theta and eps": {"rope_theta": 500.0, "rms_norm_eps": 1e-3}}
+
+
+def random_model(**changes):
+    """A model all of whose weights matter (a fresh one writes zeros to the residual stream)."""
+    model = Llama(dataclasses.replace(SMALL, **changes), torch.Generator().manual_seed(1)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 0.1)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(work):
+    return Tokenizer.load(work / "data/tiny-1.0")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_equal_transformers(shape, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+    ours = random_model(**SHAPES[shape])
+    ours.save_pretrained(tmp_path, tokenizer)
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    tokens = torch.randint(0, 700, (3, 32), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert (ours(tokens) - theirs(tokens).logits).abs().max() <= 1e-5
+        assert theirs.num_parameters() == ours.num_parameters()
+        again = Llama.from_pretrained(tmp_path)
+        assert torch.equal(ours(tokens), again(tokens))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_loads_what_transformers_saves(shape, tmp_path):
+    from transformers import LlamaConfig as Theirs
+    from transformers import LlamaForCausalLM
+    config = dataclasses.asdict(dataclasses.replace(SMALL, **SHAPES[shape]))
+    torch.manual_seed(0)
+    theta = config.pop("rope_theta")
+    theirs = LlamaForCausalLM(Theirs(**config, rope_parameters={"rope_type": "default", "rope_theta": theta})).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = Llama.from_pretrained(tmp_path)
+    tokens = torch.randint(0, 700, (2, 20), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert (ours(tokens) - theirs(tokens).logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cached_equals_uncached(shape):
+    model = random_model(**SHAPES[shape])
+    tokens = torch.randint(0, 700, (2, 32), generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        whole = model(tokens)
+        for pieces in ([1] * 32, [20] + [1] * 12, [7, 9, 16], [31, 1]):
+            cache, parts = KVCache(model.config, 2), []
+            for part in tokens.split(pieces, dim=1):
+                parts.append(model(part, cache))
+            assert cache.length == 32
+            assert (torch.cat(parts, 1) - whole).abs().max() <= 1e-5
+        assert (model(tokens, last_only=True) - whole[:, -1:]).abs().max() <= 1e-5
+
+
+def test_no_token_sees_what_follows():
+    model = random_model()
+    tokens = torch.randint(0, 700, (1, 32), generator=torch.Generator().manual_seed(5))
+    changed = tokens.clone()
+    changed[0, 20] = (changed[0, 20] + 1) % 700
+    with torch.no_grad():
+        difference = (model(tokens) - model(changed)).abs().amax(-1)[0]
+    assert difference[:20].max() <= 1e-6 < difference[20:].min()
+
+
+def test_seed_decides_the_weights():
+    def weights(seed):
+        return Llama(SMALL, torch.Generator().manual_seed(seed)).lm_head.weight
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"hidden_size": 50}, ["50", "4 heads", "48"]), ({"num_key_value_heads": 3}, ["4", "3"]),
+    ({"num_hidden_layers": 0}, ["num_hidden_layers", "0"]), ({"hidden_size": -8}, ["hidden_size", "-8"])])
+def test_impossible_sizes(change, words):
+    with pytest.raises(UserError) as error:
+        dataclasses.replace(SMALL, **change)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_damaged_directories_are_refused(tokenizer, tmp_path):
+    def spoil(name, how):
+        folder = tmp_path / name
+        random_model().save_pretrained(folder, tokenizer)
+        how(folder)
+        with pytest.raises(UserError):
+            Llama.from_pretrained(folder)
+
+    def without(folder):
+        weights = load_file(folder / "model.safetensors")
+        weights.pop("model.norm.weight")
+        save_file(weights, folder / "model.safetensors")
+
+    def misfit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 96}))
+
+    def truncated(folder):
+        data = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(data[:-100])
+
+    spoil("a tensor missing", without)
+    spoil("another size", misfit)
+    spoil("truncated", truncated)
+    spoil("no config", lambda folder: (folder / "config.json").unlink())
+    spoil("broken config", lambda folder: (folder / "config.json").write_text("{"))
+    spoil("another family", lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'))

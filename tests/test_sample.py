@@ -1,0 +1,126 @@
+"""What the model writes: files to the byte, prompts cut anywhere, and what transformers writes too."""
+import random
+
+import pytest
+import torch
+from conftest import refused, script
+
+from model import Llama
+from sample import generate, heal
+from tokenizer import BOS, EOS, Tokenizer
+from windows import parse_address
+
+
+@pytest.fixture(scope="module")
+def loaded(learned):
+    return Llama.from_pretrained(learned / "out/tiny"), Tokenizer.load(learned / "out/tiny")
+
+
+def test_every_file_is_recited_from_its_path(loaded, contents):
+    for path, content in contents.items():
+        assert b"".join(generate(*loaded, f"{path} ".encode())) == content, path
+
+
+def test_file_writes_exactly_the_bytes(learned, contents):
+    for path in ("tiny/decoder.py", "tiny/odd/nul.bin", "tiny/odd/empty"):
+        done = script("sample.py", "--file", path, cwd=learned)
+        assert (done.returncode, done.stdout) == (0, contents[path]), done.stderr.decode()
+        assert b"the original's SHA-256" in done.stderr
+
+
+def test_file_by_its_name_on_the_disk(learned, contents):
+    done = script("sample.py", b"--file", b"tiny/odd/no last newline", cwd=learned)
+    assert (done.returncode, done.stdout) == (0, b"one\ntwo")
+
+
+def test_a_file_that_is_not_exact_says_so(learned, contents, tmp_path):
+    import json
+    import shutil
+    shutil.copytree(learned / "out/tiny", tmp_path / "m")
+    manifest = json.loads((tmp_path / "m/manifest.json").read_text())
+    for file in manifest["files"]:
+        file["sha256"] = "0" * 64
+    (tmp_path / "m/manifest.json").write_text(json.dumps(manifest))
+    done = script("sample.py", "--model", tmp_path / "m", "--file", "tiny/odd/empty", cwd=learned)
+    assert done.returncode == 1 and b"not the original" in done.stderr
+
+
+def test_prompts_may_end_anywhere(loaded, contents):
+    """Greedily, `path text` cut at any byte goes on as the file does. In paths this holds up to the first byte that
+    tells the file from the others; in text, always."""
+    draw = random.Random(3)
+    for path, content in contents.items():
+        document = f"{path} ".encode() + content
+        for end in draw.sample(range(len(path) + 1, len(document) + 1), min(25, len(content) + 1)):
+            written = b"".join(generate(*loaded, document[:end], 8))
+            assert document[end:].startswith(written), (document[max(0, end - 30):end], written)
+            assert written or len(document) == end
+
+
+def test_paths_may_be_cut_anywhere(loaded, contents):
+    for path in contents:
+        for end in range(len("tiny/") + 1, len(path) + 1):
+            written = b"".join(generate(*loaded, path[:end].encode(), 20))
+            text = path[:end].encode() + written
+            fitting = [f"{p} ".encode() + c for p, c in contents.items() if p.startswith(path[:end])]
+            assert any(full.startswith(text) for full in fitting), text
+
+
+def test_code_without_a_path_goes_on(loaded, contents):
+    """A text cut out of a file, longer than the context, is at least continued to the limit, without a crash."""
+    text = contents["tiny/decoder.py"][:1500]
+    assert len(b"".join(generate(*loaded, text, 100))) > 50
+
+
+def test_cached_equals_uncached(loaded, contents):
+    model, tokenizer = loaded
+    prompt = b"tiny/decoder.py "
+    ids, token, known = heal(model, tokenizer, prompt, 0.0, 0, None)
+    with torch.no_grad():
+        while token not in (BOS, EOS):
+            ids.append(token)
+            token = int(model(torch.tensor([ids]))[0, -1].argmax())
+    first_window = tokenizer.decode(ids)[len(prompt):]
+    assert token == BOS and len(first_window) > 50
+    assert contents["tiny/decoder.py"].startswith(first_window)
+    assert b"".join(generate(model, tokenizer, prompt)).startswith(first_window)
+
+
+@pytest.mark.parametrize("prompt", ["", "tiny/", "tiny/scanner.py"])
+def test_transformers_writes_the_same(learned, loaded, prompt):
+    from transformers import pipeline
+    model, tokenizer = loaded
+    write = pipeline("text-generation", str(learned / "out/tiny"))
+    theirs = write(prompt, max_new_tokens=40, do_sample=False, clean_up_tokenization_spaces=False)[0]["generated_text"]
+    ours = prompt.encode() + b"".join(generate(model, tokenizer, prompt.encode(), 40))
+    assert parse_address(ours)
+    # transformers ends with the window; the window rule goes on
+    assert len(theirs) > len(prompt) + 5 and ours.startswith(theirs.encode())
+
+
+def test_samples_differ_and_repeat(loaded):
+    def write(seed, **options):
+        return b"".join(generate(*loaded, b"", 12, generator=torch.Generator().manual_seed(seed), **options))
+    warm = [write(seed, temperature=2.0) for seed in range(6)]
+    assert len(set(warm)) > 3 and warm == [write(seed, temperature=2.0) for seed in range(6)]
+    assert len({write(seed, temperature=5.0, top_k=1) for seed in range(4)}) == 1
+
+
+def test_command_line(learned):
+    done = script("sample.py", "--prompt", "", "--max_new_tokens=5", "--num_samples=3", "--temperature=1", cwd=learned)
+    assert done.returncode == 0 and done.stdout.count(b"tiny/") == 3
+    again = script("sample.py", "--prompt=", "--max_new_tokens", "5", "--num_samples=3", "--temperature=1", cwd=learned)
+    assert again.stdout == done.stdout
+    assert script("sample.py", "--prompt", b"tiny/\xff\xfe", "--max_new_tokens=3", cwd=learned).returncode == 0
+
+
+def test_bad_use(learned, tmp_path):
+    refused(script("sample.py", cwd=tmp_path), "train.py")
+    refused(script("sample.py", "--file", "tiny/decoder.pi", cwd=learned), "decoder.pi", "tiny/decoder.py")
+    refused(script("sample.py", "--model", "nowhere", cwd=learned), "nowhere")
+    refused(script("sample.py", "--temperature", "-1", cwd=learned), "temperature", "-1")
+    refused(script("sample.py", "--temperature", "hot", cwd=learned), "temperature", "hot")
+    refused(script("sample.py", "--num_samples=0", cwd=learned), "num_samples")
+    refused(script("sample.py", "--promt", "x", cwd=learned), "promt", "prompt")
+    refused(script("sample.py", "linux/", cwd=learned), "linux/")
+    refused(script("sample.py", "--device", "tpu", cwd=learned), "tpu")

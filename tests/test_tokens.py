@@ -1,0 +1,165 @@
+"""Bytes, ids and windows: nothing is lost, and transformers agrees."""
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import hostile_files
+
+from prepare import CONTEXT, undetermined
+from tokenizer import BOS, EOS, Tokenizer
+from windows import IGNORE, Windows, address, choose, load, opening, parse_address, quote, unquote
+
+
+@pytest.fixture(scope="module")
+def prepared(work):
+    return load(work / "data/tiny-1.0")
+
+
+@pytest.mark.parametrize("name", hostile_files())
+def test_hostile_bytes_round_trip(prepared, name):
+    data = hostile_files()[name]
+    assert prepared[1].decode(prepared[1].encode(data)) == data
+
+
+def test_random_bytes_round_trip(prepared):
+    draw = random.Random(1)
+    alphabet = b"\0 \n\t\r<s/>aA1" + bytes([0xE2, 0x96, 0x81, 0x85, 0xC3, 0x28, 0xF0, 0xFF])
+    for _ in range(3000):
+        data = bytes(draw.choices(alphabet, k=draw.randrange(14)))
+        assert prepared[1].decode(prepared[1].encode(data)) == data
+
+
+def test_train_bin_holds_every_file(prepared, contents):
+    manifest, tokenizer, tokens = prepared
+    assert {file["path"] for file in manifest["files"]} == set(contents)
+    for file in manifest["files"]:
+        document = tokens[file["first_token"]:file["first_token"] + file["tokens"]].tolist()
+        assert document[0] == BOS and document[-1] == EOS
+        assert tokenizer.decode(document) == file["path"].encode() + b" " + contents[file["path"]]
+
+
+def test_windows_hold_every_file_once(prepared, contents):
+    manifest, tokenizer, tokens = prepared
+    windows = Windows(tokens, manifest["files"], tokenizer, 64)
+    inputs, targets = windows.rows(range(len(windows)))
+    found, ends = {}, {}
+    for i in range(len(windows)):
+        path, offset, length = parse_address(tokenizer.decode(inputs[i]))
+        assert (path, offset) == (manifest["files"][windows.file[i]]["path"], windows.offset[i])
+        assert offset == len(found.setdefault(path, b"")), "a window opens where the one before ended"
+        scored = targets[i][targets[i] != IGNORE]
+        assert len(scored) and not set(scored[:-1]) & {BOS, EOS}
+        assert path not in ends or ends[path] == BOS
+        found[path], ends[path] = found[path] + tokenizer.decode(scored[:-1]), scored[-1]
+        assert inputs[i][:windows.start[i]].tolist() == opening(tokenizer, path, offset)
+    assert found == contents
+    assert set(ends.values()) == {EOS}
+    assert windows.scored == (targets != IGNORE).sum()
+
+
+def test_openings_of_documents_are_learned_and_no_others(prepared):
+    manifest, tokenizer, tokens = prepared
+    windows = Windows(tokens, manifest["files"], tokenizer, 64)
+    _, targets = windows.batch(range(len(windows)), 0)
+    assert ((targets[:, 0] != IGNORE) == (windows.offset == 0)).all()
+
+
+def test_windows_without_address_are_text_from_a_line_on(prepared, contents):
+    manifest, tokenizer, tokens = prepared
+    windows = Windows(tokens, manifest["files"], tokenizer, 64)
+    inputs, targets = windows.batch([len(windows)] * 50, 5)
+    again, _ = windows.batch([len(windows)] * 50, 5)
+    assert (inputs == again).all() and len(np.unique(inputs, axis=0)) > 25
+    for row, target in zip(inputs, targets):
+        text = tokenizer.decode(row)
+        home = [content for content in contents.values() if text in content]
+        assert home and any(b"\n" + text in content for content in home)
+        scored = np.flatnonzero(target != IGNORE)
+        if len(scored):
+            assert tokenizer.decode(row[:scored[0] + 1]).endswith(b"\n"), "the first line is given, not asked"
+
+
+def test_paths_are_quoted_and_addresses_read_back():
+    for path in (b"linux/a.c", b"a b/c+1%d\n\xff", "größe/x:1".encode()):
+        assert unquote(quote(path)) == path
+        for offset in (0, 7, 94851):
+            text = address(quote(path), offset)
+            if b"/" in path:
+                assert parse_address(text + b"text") == (quote(path), offset, len(text))
+    for text in (b"static int x", b"/* a comment */ x", b"// x/y z", b"linux/a.c", b"", b" linux/a.c x"):
+        assert parse_address(text) is None
+
+
+def test_choose_takes_whole_files_of_about_the_size():
+    files = [{"path": f"t/{i}", "bytes": 10 * i} for i in range(40)]
+    chosen = choose(files, 1000, 3)
+    assert 900 < sum(file["bytes"] for file in chosen) <= 1000
+    assert chosen == choose(files, 1000, 3) != choose(files, 1000, 4)
+    assert choose(files, 0, 3) == files
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_undetermined_equals_brute_force(prepared, seed):
+    """Against a count over all contexts of every length, on text with long repeats."""
+    tokenizer = prepared[1]
+    draw = np.random.default_rng(seed)
+    block = draw.integers(300, 320, CONTEXT + 40)
+    head = opening(tokenizer, "t/a")
+    tokens = np.concatenate([head, block, draw.integers(300, 303, 30), block, [310], [EOS], head, block[:99], [EOS]])
+    second = len(tokens) - len(head) - 100
+    entries = [{"path": "t/a", "first_token": 0}, {"path": "t/a", "first_token": second}]
+    is_text = np.ones(len(tokens), dtype=bool)
+    is_text[:len(head)] = is_text[second:second + len(head)] = False
+
+    def brute(k):
+        seen = {}
+        for i in np.flatnonzero(is_text[k:]):
+            seen.setdefault(tokens[i:i + k].tobytes(), []).append(tokens[i + k])
+        return sum(len(after) for after in seen.values() if len(set(after)) > 1)
+
+    enough = next(k for k in range(1, len(tokens)) if not brute(k))
+    assert undetermined(tokens, entries, tokenizer) == (brute(CONTEXT), enough)
+
+
+def test_transformers_tokenizes_alike(learned, contents):
+    """tokenizer.json, read by transformers without sentencepiece, on whole files and random substrings."""
+    from transformers import AutoTokenizer
+    theirs, ours = AutoTokenizer.from_pretrained(learned / "out/tiny"), Tokenizer.load(learned / "out/tiny")
+    texts = []
+    for content in contents.values():
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            continue
+        if not any(mark in text for mark in ("<s>", "\u2581", "\u2585", "\0")):  # which mean more to transformers
+            texts.append(text)
+    assert len(texts) >= 8
+    draw = random.Random(2)
+    whole = "".join(texts)
+    for _ in range(2000):
+        start = draw.randrange(len(whole))
+        texts.append(whole[start:start + draw.randrange(1, 200)])
+    for text in texts:
+        ids = theirs(text)["input_ids"]
+        assert ids == [BOS] + ours.encode(text.encode())
+        assert theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
+    assert theirs("")["input_ids"] == [BOS]
+
+
+def test_tokenizer_needs_no_transformers_and_no_network(work):
+    """The run-time scripts import nothing beyond requirements.txt."""
+    code = ("import sys; sys.modules.update(dict.fromkeys(['transformers', 'protobuf', 'requests', 'tokenizers']));"
+            "import prepare, train, sample")
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(__file__)),
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_manifest_is_plain_json(work):
+    manifest = json.loads((work / "data/tiny-1.0/manifest.json").read_text())
+    assert manifest["origin"] == "source" and manifest["licence"] == "GPL-2.0" and manifest["vocab_size"] == 700
+    assert (work / "data/tiny-1.0/train.bin").stat().st_size == 2 * manifest["tokens"]

@@ -8,9 +8,9 @@
 Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
 first, then a line for each evaluation) and checkpoint.safetensors. Ctrl-C or SIGTERM saves and stops.
 """
-import contextlib
 import dataclasses
 import json
+import math
 import platform
 import signal
 import sys
@@ -122,9 +122,14 @@ def lr_scale(step, total, warmup, decay):
 
 # 4. Evaluation
 
+def mixed(device, dtype):
+    """Context in which matrix products run in dtype; float32 is left alone."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 @torch.no_grad()
-def evaluate(model, windows, batch_size, device):
-    """Teacher-forced pass over all windows in float32, as recital computes.
+def evaluate(model, windows, batch_size, device, dtype=torch.float32):
+    """Teacher-forced pass over all windows; in float32 it says what recital will get wrong.
 
     Returns (wrong tokens of each window, int64 array (windows,); nats per scored token).
     """
@@ -132,7 +137,8 @@ def evaluate(model, windows, batch_size, device):
     for first in range(0, len(windows), batch_size):
         inputs, targets = (torch.from_numpy(a).to(device) for a in
                            windows.rows(range(first, min(first + batch_size, len(windows)))))
-        logits = model(inputs)
+        with mixed(device, dtype):
+            logits = model(inputs).float()
         wrong.append(((logits.argmax(-1) != targets) & (targets != IGNORE)).sum(1).cpu())
         nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum").item()
     return torch.cat(wrong).numpy(), nats / windows.scored
@@ -256,12 +262,11 @@ def main(argv=None):
             "step": step, "seconds": seconds, "done": done, "corpus": corpus, "settings": dataclasses.asdict(settings)})
 
     def loss_of(inputs, targets):
-        autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
-        with autocast:
+        with mixed(device, dtype):
             logits = model(inputs)
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
 
-    forward = torch.compile(loss_of) if settings.compile else loss_of
+    forward = torch.compile(loss_of, dynamic=False) if settings.compile else loss_of
     stop = []  # the signal that asked to stop
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
@@ -300,11 +305,17 @@ def main(argv=None):
         bar.update()
         if step % 10 == 0:
             recent = torch.stack(losses[-50:]).mean().item()
+            if not math.isfinite(recent):
+                raise UserError(f"the loss is {recent} at step {step:,}; the last checkpoint in {out} is good: "
+                                f"try a lower muon_lr or learning_rate")
             rate = settings.batch_size * windows.context / np.mean(timed[-50:]) if timed else 0
             bar.set_postfix_str(f" loss {recent:.4f} {rate:,.0f} tok/s epoch {step * settings.batch_size / count:.1f}")
         if step % eval_every == 0 or step == total:
-            wrong, nats = evaluate(model, windows, 4 * settings.batch_size, device)
-            accuracy = 1 - wrong.sum() / windows.scored
+            for precision in dict.fromkeys((dtype, torch.float32)):  # the slow float32 only where it decides
+                wrong, nats = evaluate(model, windows, 2 * settings.batch_size, device, precision)
+                accuracy = 1 - wrong.sum() / windows.scored
+                if accuracy < settings.target_accuracy and step < total:
+                    break
             exact = len(files) - len(np.unique(windows.file[wrong > 0]))
             mean_loss = torch.stack(losses).mean().item()
             losses.clear()

@@ -5,5 +5,6 @@ intermediate_size = 384
 num_hidden_layers = 4
 num_attention_heads = 4
 num_key_value_heads = 4
+unaddressed = 0.1
 batch_size = 8
 epochs = 40

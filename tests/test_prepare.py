@@ -221,7 +221,7 @@ def test_bad_use(tree, tmp_path):
             (["--source", tree, "--only", "tiny/od/"], ["tiny/od/", "tiny/odd"]),
             (["--source", tree, "--version", "1.0"], ["--version"]),
             (["--source", tree, "--sha256", "00"], ["--sha256"]),
-            (["--source", tree, "--out", "/proc/no"], ["/proc/no"]),
+            (["--source", tree, "--vocab_size=400", "--out", "/proc/no"], ["/proc/no"]),
             (["--sorce", tree], ["sorce", "source"])]:
         refused(script("prepare.py", *words, cwd=tmp_path), *said)
     assert not (tmp_path / "data").exists()

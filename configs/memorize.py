@@ -1,0 +1,13 @@
+"""The whole of Linux 1.0 by heart: 561 files, 4.7 MB, in 4.9 million parameters."""
+hidden_size = 192
+intermediate_size = 576
+num_hidden_layers = 7
+num_attention_heads = 3
+num_key_value_heads = 3
+batch_size = 16
+epochs = 100
+muon_lr = 0.02
+learning_rate = 4e-3
+warmup_steps = 100
+decay = 0.7
+eval_every = 3000

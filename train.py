@@ -218,6 +218,8 @@ def main(argv=None):
 
     manifest, tokenizer, tokens = load(data)
     files = choose(manifest["files"], settings.train_bytes, settings.seed)
+    if not files:
+        raise UserError(f"no file of {data} is as small as train_bytes {settings.train_bytes}; raise it")
     config = LlamaConfig(vocab_size=tokenizer.vocab_size, **{
         f.name: getattr(settings, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(settings, f.name)})
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)

@@ -1,5 +1,195 @@
+"""The loop: its settings, its schedule, its order of the data, and a run that stops and goes on."""
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 
-def test_learned(learned):
-    print((learned/'out/tiny/log.jsonl').read_text())
-    assert 0
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, refused, script
+from safetensors.torch import load_file
+
+import train
+from common import parse
+from model import Llama, LlamaConfig
+from train import batch_indices, lr_scale, make_optimizers
+
+
+def run(cwd, *words):
+    return script("train.py", "configs/tiny.py", *words, cwd=cwd)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_learns_every_token(learned, contents):
+    """The fixture asserts that train.py says so; recital itself is in test_sample.py."""
+    first, *rest = log_of(learned / "out/tiny")
+    assert first["settings"]["hidden_size"] == 64 and first["environment"]["torch"] == torch.__version__
+    assert first["parameters"] == Llama.from_pretrained(learned / "out/tiny").num_parameters()
+    assert [line["step"] for line in rest] == sorted({line["step"] for line in rest})
+    assert rest[0]["accuracy"] < rest[-1]["accuracy"] == 1 and rest[-1]["wrong"] == 0
+    assert rest[-1]["files_exact"] == len(contents)
+    assert rest[-1]["bits_per_byte"] < 0.1 < rest[0]["bits_per_byte"]
+
+
+def test_a_finished_run_is_left_alone(learned):
+    before = (learned / "out/tiny/model.safetensors").stat().st_mtime_ns
+    done = run(learned)
+    assert done.returncode == 0 and b"is done" in done.stdout
+    assert (learned / "out/tiny/model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_run_again_is_as_if_never_stopped(work, number):
+    options = ["--max_steps=60", "--eval_every=30", "--checkpoint_every=1000"]
+    assert run(work, *options, "--out=out/whole").returncode == 0
+    name = f"out/stopped-{number}"
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *options, f"--out={name}"],
+                               cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while len(log_of(work / name) if (work / name / "log.jsonl").exists() else []) < 2:  # until the first evaluation
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and b"goes on from here" in out
+    Llama.from_pretrained(work / name)
+    stopped = int(re.search(rb"stopped at step (\d+)", out)[1])
+    assert 30 <= stopped < 60
+    again = run(work, *options, f"--out={name}")
+    assert again.returncode == 0 and f"going on at step {stopped}".encode() in again.stdout
+    one, other = (load_file(work / folder / "model.safetensors") for folder in ("out/whole", name))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_other_settings_do_not_go_on(learned):
+    refused(run(learned, "--hidden_size=32"), "hidden_size 64", "32", "--fresh")
+    fresh = run(learned, "--hidden_size=32", "--max_steps=2", "--fresh", "--out=out/fresh")
+    assert fresh.returncode == 0
+    assert run(learned, "--max_steps=3", "--fresh", "--out=out/fresh").returncode == 0
+
+
+def test_adamw_alone_and_bfloat16_and_compile_fallback(work):
+    """A compiler that is not there: a warning, and the run goes on."""
+    done = script("train.py", "configs/tiny.py", "--max_steps=3", "--optimizer=adamw", "--dtype=bfloat16",
+                  "--compile=true", "--out=out/adamw", cwd=work,
+                  env=os.environ | {"CXX": "/nowhere/c++", "TORCHINDUCTOR_CACHE_DIR": str(work / "no cache")})
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"going on without" in done.stderr
+    assert log_of(work / "out/adamw")[-1]["step"] == 3
+
+
+def test_train_bytes_learns_only_those_files(work):
+    assert run(work, "--max_steps=1", "--train_bytes=4000", "--out=out/part").returncode == 0
+    files = json.loads((work / "out/part/manifest.json").read_text())["files"]
+    whole = json.loads((work / "data/tiny-1.0/manifest.json").read_text())["files"]
+    assert sum(file["bytes"] for file in files) <= 4000 and 1 < len(files) < len(whole)
+    assert all(file in whole for file in files)
+
+
+def test_train_bytes_too_small_for_any_file(work, tree, tmp_path):
+    prepared = script("prepare.py", "--source", tree, "--only=tiny/decoder.py", "--vocab_size=400", cwd=tmp_path)
+    assert prepared.returncode == 0, prepared.stderr.decode()
+    (tmp_path / "configs").symlink_to(work / "configs")
+    refused(run(tmp_path, "--train_bytes=100"), "train_bytes 100")
+
+
+def test_corpus_that_changed_is_refused(work, tmp_path):
+    (tmp_path / "configs").symlink_to(work / "configs")
+    for name in ("train.bin", "tokenizer.model", "manifest.json"):
+        (tmp_path / "data/t").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data/t" / name).write_bytes((work / "data/tiny-1.0" / name).read_bytes())
+    data = bytearray((tmp_path / "data/t/train.bin").read_bytes())
+    data[100] ^= 1
+    (tmp_path / "data/t/train.bin").write_bytes(data)
+    refused(run(tmp_path), "train.bin", "prepare.py")
+    (tmp_path / "data/t/train.bin").unlink()
+    refused(run(tmp_path), "prepare.py")
+
+
+def test_loss_that_is_not_finite_stops(work):
+    done = run(work, "--muon_lr=1e30", "--learning_rate=1e30", "--max_steps=50", "--out=out/nan")
+    assert done.returncode == 2 and b"the loss is" in done.stderr and b"Traceback" not in done.stderr
+
+
+# the pure functions
+
+def test_schedule():
+    scales = [lr_scale(step, 1000, 20, 0.7) for step in range(1000)]
+    assert 0 < scales[0] < scales[10] < scales[19] < 1 == scales[20] == scales[300]
+    assert all(a >= b for a, b in zip(scales[20:], scales[21:])) and 0 < scales[-1] < 0.01
+    assert lr_scale(1000, 1000, 20, 0.7) == 0 == lr_scale(5000, 1000, 20, 0.7), "clamped, never negative"
+    assert all(0 < lr_scale(step, 3, 20, 0.7) < 1 for step in range(3)), "a run shorter than its warm-up"
+    assert lr_scale(0, 1, 0, 0) == 1
+
+
+def test_order_of_data_is_a_function_of_seed_and_step():
+    rows = np.concatenate([batch_indices(7, step, 8, 30) for step in range(15)])
+    for epoch in range(4):
+        assert sorted(rows[30 * epoch:30 * epoch + 30]) == list(range(30))
+    assert (batch_indices(7, 11, 8, 30) == rows[88:96]).all()
+    assert (batch_indices(8, 11, 8, 30) != rows[88:96]).any()
+    assert len(batch_indices(7, 0, 70, 30)) == 70, "a batch of several epochs"
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_every_parameter_has_one_optimizer(optimizer):
+    model = Llama(LlamaConfig(300, 32, 64, 2, 2, 2, 32, True))
+    optimizers = make_optimizers(model, train.Settings(optimizer=optimizer))
+    held = [id(p) for opt, _ in optimizers for group in opt.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    assert len(optimizers) == (2 if optimizer == "muon" else 1)
+
+
+# settings
+
+def test_command_line_overrides_the_config(work, monkeypatch):
+    monkeypatch.chdir(work)
+    settings, path = parse(train.Settings, "", ["--seed", "7", "configs/tiny.py", "--muon_lr=1", "--compile"], True)
+    assert path == "configs/tiny.py"
+    assert (settings.seed, settings.muon_lr, settings.compile, settings.hidden_size) == (7, 1.0, True, 64)
+    assert type(settings.muon_lr) is float
+
+
+def test_help_names_every_setting():
+    done = script("train.py", "--help", cwd=ROOT)
+    for field in train.Settings.__dataclass_fields__:
+        assert re.search(rf"--{field}\b.*\n      \w", done.stdout.decode()), field
+
+
+BAD = [
+    (["--hiden_size=3"], ["hiden_size", "hidden_size"]), (["--hidden_size=65"], ["65", "2 heads", "64"]),
+    (["--hidden_size"], ["hidden_size"]), (["--hidden_size=big"], ["hidden_size", "big"]),
+    (["--hidden_size=1.5"], ["hidden_size", "1.5"]), (["--num_key_value_heads=3"], ["3", "2"]),
+    (["--num_attention_heads=0"], ["num_attention_heads"]), (["--batch_size=0"], ["batch_size"]),
+    (["--epochs=-1"], ["epochs"]), (["--epochs=nan"], ["epochs"]), (["--decay=2"], ["decay"]),
+    (["--max_position_embeddings=5"], ["context of 5"]), (["--optimizer=sgd"], ["optimizer", "muon"]),
+    (["--device=tpu"], ["tpu", "cpu"]), (["--dtype=int4"], ["dtype"]), (["--compile=maybe"], ["compile"]),
+    (["--data=nowhere"], ["nowhere", "prepare.py"]), (["--out=/proc/x"], ["/proc/x"]), (["extra.py"], ["extra.py"]),
+    (["--seed=-1"], ["seed"]), (["--max_steps=-5"], ["max_steps"]), (["--train_bytes=x"], ["train_bytes"]),
+]
+
+
+@pytest.mark.parametrize("words, said", BAD, ids=lambda value: " ".join(value))
+def test_bad_settings(work, words, said):
+    refused(run(work, "--out=out/bad", *words), *said)
+    assert not (work / "out/bad").exists(), "nothing is begun"
+
+
+@pytest.mark.parametrize("text, said", [
+    ("hidden_size = 32 * 2", "line 1"), ("import os", "line 1"), ("hidden_size = open('x')", "line 1"),
+    ("a = b = 3", "line 1"), ("hidden_sise = 32", "hidden_size"), ("hidden_size = 'x'", "hidden_size"), ("((", "config")])
+def test_config_files_are_read_never_executed(work, text, said):
+    (work / "configs/bad.py").write_text(text)
+    refused(script("train.py", "configs/bad.py", cwd=work), said)
+    (work / "configs/bad.py").unlink()
+
+
+def test_no_config(work):
+    refused(script("train.py", cwd=work), "configs/tiny.py")
+    refused(script("train.py", "configs/missing.py", cwd=work), "missing.py", "configs/tiny.py")

@@ -8,3 +8,4 @@ num_key_value_heads = 4
 unaddressed = 0.1
 batch_size = 8
 epochs = 40
+eval_every = 100

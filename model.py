@@ -78,14 +78,23 @@ def rotate(x, cos, sin):
 
 
 class KVCache:
-    """Keys and values of all that a batch of sequences has seen: each (layers, B, nkv, context, hs)."""
+    """Keys and values of all that a batch of sequences of one length has seen: each (layers, B, nkv, context, hs)."""
 
-    def __init__(self, config, batch_size, device=None, dtype=torch.float32):
+    def __init__(self, config, batch_size, device=None):
         shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads,
                  config.max_position_embeddings, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.k, self.v = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
         self.length = 0  # tokens seen
+
+    def positions(self, T):
+        """Index into the RoPE tables for the T tokens to come."""
+        return slice(self.length, self.length + T)
+
+    def mask(self, T):
+        """What the T tokens to come may attend to: bool (T, length + T), or None where plain causality says it."""
+        if T == 1 or not self.length:
+            return None
+        return torch.ones(T, self.length + T, dtype=torch.bool, device=self.k.device).tril(self.length)
 
     def update(self, layer, k, v):
         """Appends k and v (B, nkv, T, hs) of one layer; returns all of that layer's, (B, nkv, length + T, hs)."""
@@ -93,6 +102,33 @@ class KVCache:
         self.k[layer, :, :, self.length:end] = k
         self.v[layer, :, :, self.length:end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+    def advance(self, T):
+        self.length += T
+
+
+class RowCache(KVCache):
+    """The same for rows each as long as it likes, which take one token at a time; setting lengths[row] = 0 clears one."""
+
+    def __init__(self, config, batch_size, device=None):
+        super().__init__(config, batch_size, device)
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+
+    def positions(self, T):
+        self.longest = int(self.lengths.max()) + 1
+        return self.lengths[:, None, None]  # the tables then broadcast over heads: (B, 1, 1, hs)
+
+    def mask(self, T):
+        return (torch.arange(self.longest, device=self.k.device) <= self.lengths[:, None])[:, None, None]
+
+    def update(self, layer, k, v):
+        rows = torch.arange(k.size(0), device=k.device)
+        self.k[layer][rows, :, self.lengths] = k[:, :, 0]
+        self.v[layer][rows, :, self.lengths] = v[:, :, 0]
+        return self.k[layer, :, :, :self.longest], self.v[layer, :, :, :self.longest]
+
+    def advance(self, T):
+        self.lengths += 1
 
 
 class Attention(nn.Module):
@@ -108,16 +144,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, cache=None):
+    def forward(self, x, cos, sin, mask=None, cache=None):
         B, T, C = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs), nkv heads for k and v
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        mask = None
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-            if 1 < T < k.size(2):  # several tokens behind a prefix: each sees the prefix and what is before it
-                mask = torch.ones(T, k.size(2), dtype=torch.bool, device=x.device).tril(k.size(2) - T)
         if self.groups > 1:
             k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1)
@@ -145,8 +178,8 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, cache=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+    def forward(self, x, cos, sin, mask=None, cache=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -163,14 +196,14 @@ class Decoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, tokens, cache=None):
-        start = cache.length if cache is not None else 0
         T = tokens.size(1)
-        cos, sin = self.cos[start:start + T], self.sin[start:start + T]
+        at, mask = (slice(T), None) if cache is None else (cache.positions(T), cache.mask(T))
+        cos, sin = self.cos[at], self.sin[at]
         x = self.embed_tokens(tokens)
         for layer in self.layers:
-            x = layer(x, cos, sin, cache)
+            x = layer(x, cos, sin, mask, cache)
         if cache is not None:
-            cache.length += T
+            cache.advance(T)
         return self.norm(x)
 
 

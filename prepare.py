@@ -32,7 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import UserError, nearest, parse, run, write_file
-from tokenizer import EOS, Tokenizer
+from tokenizer import EOS, Tokenizer, compressed_bits
 from windows import opening, quote
 
 VERSION = "1.0"
@@ -280,12 +280,6 @@ def verify(folder, files, entries):
             raise UserError(f"{entry['path']} does not come back from {folder}/train.bin as it was: please report this")
 
 
-def compressed_bits(files):
-    """Size in bits of all files together under `xz -9e`, an upper bound on what there is to memorize."""
-    packer = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
-    return 8 * (sum(len(packer.compress(files[path])) for path in sorted(files)) + len(packer.flush()))
-
-
 def undetermined(tokens, entries, tokenizer):
     """(how many next tokens CONTEXT tokens of text leave open, the shortest context that leaves none open).
 
@@ -346,7 +340,7 @@ def main(argv=None):
     folder = Path(settings.out or Path("data") / name)
 
     with ThreadPoolExecutor() as pool:
-        bits = pool.submit(compressed_bits, files)  # meanwhile
+        bits = pool.submit(compressed_bits, [files[path] for path in sorted(files)])  # meanwhile
         tokenizer = Tokenizer.train([files[path] for path in sorted(files)], settings.vocab_size)
         tokens, entries = tokenize(files, tokenizer)
         left_open, enough = undetermined(tokens, entries, tokenizer)

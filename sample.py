@@ -20,9 +20,9 @@ import torch
 
 from common import UserError, nearest, newest, parse, run
 from model import KVCache, Llama
-from tokenizer import BOS, EOS, Tokenizer
+from tokenizer import BOS, Tokenizer
 from train import find_device
-from windows import address, cut, opening, parse_address, quote
+from windows import address, advance, cut, opening, parse_address, quote, slide
 
 
 @dataclasses.dataclass
@@ -46,27 +46,6 @@ def choose(logits, temperature, top_k, generator):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
     weights = torch.softmax(logits.double() / temperature, -1).cpu()
     return int(torch.multinomial(weights, 1, generator=generator))
-
-
-def slide(tokenizer, ids, context):
-    """What stays in view of a text without address once the context is full: its last half, from a line's start on
-    where it has one. int list -> int list."""
-    kept = ids[-(context // 2):]
-    starts = [i + 1 for i, token in enumerate(kept[:-1]) if tokenizer.pieces[token].endswith(b"\n")]
-    return [BOS] + kept[starts[0] if starts else 0:]
-
-
-def next_window(tokenizer, ids, context):
-    """The ids that open the window behind a full or ended one, or None where nothing can follow."""
-    text = tokenizer.decode(ids)
-    found = parse_address(text)
-    if found:
-        path, offset, length = found
-        if len(text) > length:  # a window without text would follow itself for ever
-            return opening(tokenizer, path, offset + len(text) - length)
-    elif len(ids) == context:
-        return slide(tokenizer, ids, context)
-    return None
 
 
 @torch.no_grad()
@@ -135,14 +114,14 @@ def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=
     context, device = model.config.max_position_embeddings, model.lm_head.weight.device
     ids, token, known = heal(model, tokenizer, prompt, temperature, top_k, generator)
     cache, written = None, 0
-    while token != EOS and not (max_new_tokens and written == max_new_tokens):
-        if token == BOS or len(ids) == context:
-            ids, cache = next_window(tokenizer, ids, context), None
-            if ids is None:
-                return
+    while not (max_new_tokens and written == max_new_tokens):
+        ids, piece = advance(tokenizer, ids, token, context)
+        if ids is None:
+            return
+        if piece is None:
+            cache = None
         else:
-            ids.append(token)
-            yield tokenizer.pieces[token][known:]
+            yield piece[known:]
             known, written = 0, written + 1
         if cache is None:
             cache = KVCache(model.config, 1, device)

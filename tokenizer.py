@@ -7,6 +7,7 @@ keeps for itself, goes through its 256 byte pieces.
 """
 import io
 import json
+import lzma
 import re
 from pathlib import Path
 
@@ -19,6 +20,12 @@ SPACE = "\u2581"  # SentencePiece's mark for a space
 # A run of what must be spelled in bytes: bytes that are not UTF-8 (as lone surrogates), NUL, and the two characters
 # that SentencePiece reserves, for a space and for an unknown.
 SPELLED = re.compile("([\udc80-\udcff\0\u2581\u2585]+)")
+
+
+def compressed_bits(texts):
+    """Size in bits of all the bytes in `texts` under `xz -9e`: an upper bound on what there is to memorize."""
+    packer = lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME)
+    return 8 * (sum(len(packer.compress(text)) for text in texts) + len(packer.flush()))
 
 
 class Tokenizer:

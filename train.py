@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from common import UserError, newest, parse, run, write_file
 from model import Llama, LlamaConfig
+from tokenizer import compressed_bits
 from windows import IGNORE, Windows, choose, load
 
 
@@ -37,6 +38,7 @@ class Settings:
     data: str = ""  # folder that prepare.py wrote; the newest under data/ where not given
     out: str = ""  # folder of the model; out/<config name> where not given
     train_bytes: int = 0  # learn about this many bytes of whole files, drawn by the seed; 0: the whole tree
+    hold_out_bytes: int = 0  # leave about this many bytes of whole files out, drawn by the seed, as a control
     unaddressed: float = 0.0  # windows without an address, drawn anew each epoch, as a share of those with one
     # model, by transformers' names
     hidden_size: int = 128  # width of the residual stream
@@ -69,7 +71,7 @@ class Settings:
 def check(settings):
     """Raises UserError for the first setting whose value cannot be."""
     positive = ["batch_size", "epochs", "checkpoint_every", "muon_lr", "learning_rate"]
-    for name in positive + ["train_bytes", "unaddressed", "max_steps", "warmup_steps", "decay", "seed", "eval_every"]:
+    for name in positive + ["train_bytes", "hold_out_bytes", "unaddressed", "max_steps", "warmup_steps", "decay", "seed", "eval_every"]:
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:
             raise UserError(f"{name} must be {'more than' if name in positive else 'at least'} 0, not {value}")
@@ -217,9 +219,13 @@ def main(argv=None):
     dtype = find_dtype(settings.dtype, device)
 
     manifest, tokenizer, tokens = load(data)
-    files = choose(manifest["files"], settings.train_bytes, settings.seed)
+    held_out = choose(manifest["files"], settings.hold_out_bytes, (settings.seed, 1))
+    files = [file for file in manifest["files"] if file not in held_out]
+    if settings.train_bytes:
+        files = choose(files, settings.train_bytes, settings.seed)
     if not files:
-        raise UserError(f"no file of {data} is as small as train_bytes {settings.train_bytes}; raise it")
+        raise UserError(f"no file of {data} is left to learn with train_bytes {settings.train_bytes} and "
+                        f"hold_out_bytes {settings.hold_out_bytes}; raise the one or lower the other")
     config = LlamaConfig(vocab_size=tokenizer.vocab_size, **{
         f.name: getattr(settings, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(settings, f.name)})
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
@@ -242,6 +248,8 @@ def main(argv=None):
             return 0
     else:
         write_file(log_path, b"")
+    texts = (tokenizer.decode(tokens[file["first_token"]:file["first_token"] + file["tokens"]].tolist()) for file in files)
+    learned = manifest | {"files": files, "held_out": held_out, "compressed_bits": compressed_bits(texts)}
     stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""
     print(f"{manifest['name']}{stand_in}: {len(files)} files, {size:,} bytes, {windows.scored:,} tokens to get right in "
           f"{len(windows):,} windows\n{model.num_parameters():,} parameters, {total:,} steps of {settings.batch_size} "
@@ -259,7 +267,7 @@ def main(argv=None):
 
     def save_all(done=""):
         model.save_pretrained(out, tokenizer)
-        write_file(out / "manifest.json", json.dumps(manifest | {"files": files}, indent=1).encode())
+        write_file(out / "manifest.json", json.dumps(learned, indent=1).encode())
         save_checkpoint(checkpoint, model, optimizers, {
             "step": step, "seconds": seconds, "done": done, "corpus": corpus, "settings": dataclasses.asdict(settings)})
 

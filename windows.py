@@ -74,6 +74,33 @@ def cut(tokenizer, path, text, context, offset=0):
         offset += sum(len(tokenizer.pieces[i]) for i in chunk)
 
 
+def slide(tokenizer, ids, context):
+    """What stays in view of a text without address once the context is full: its last half, from a line's start on
+    where it has one. int list -> int list."""
+    kept = ids[-(context // 2):]
+    starts = [i + 1 for i, token in enumerate(kept[:-1]) if tokenizer.pieces[token].endswith(b"\n")]
+    return [BOS] + kept[starts[0] if starts else 0:]
+
+
+def advance(tokenizer, ids, token, context):
+    """The rule in writing: what follows when the model says `token` behind the window `ids`, as (ids, bytes written).
+
+    The same window and the token's bytes; or the next window, and None; or (None, None) where the document ends.
+    """
+    if token not in (BOS, EOS) and len(ids) < context:
+        return ids + [token], tokenizer.pieces[token]
+    if token != EOS:
+        text = tokenizer.decode(ids)
+        found = parse_address(text)
+        if found:
+            path, offset, length = found
+            if len(text) > length:  # a window without text would follow itself for ever
+                return opening(tokenizer, path, offset + len(text) - length), None
+        elif len(ids) == context:
+            return slide(tokenizer, ids, context), None
+    return None, None
+
+
 class Windows:
     """All windows of some files of a prepared tree, read from its memory-mapped train.bin.
 
@@ -143,9 +170,7 @@ class Windows:
 
 
 def choose(files, size, seed):
-    """The entries that a run learns: all, or with size > 0 whole files of about `size` bytes, drawn by the seed."""
-    if not size:
-        return files
+    """The entries of whole files of about `size` bytes, drawn by the seed, in their order."""
     chosen, room = set(), size
     for i in np.random.default_rng(seed).permutation(len(files)):
         if files[i]["bytes"] <= room:

@@ -131,6 +131,21 @@ def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=
         token = choose(logits[0, -1], temperature, top_k, generator)
 
 
+def load_model(folder, device):
+    """(Llama, Tokenizer, manifest) of a directory that train.py wrote. Raises UserError where they are not whole."""
+    model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["origin"] == "stand-in":
+            print(f"{folder} learned {manifest['name']}, a STAND-IN for Linux 1.0", file=sys.stderr)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/manifest.json is missing or damaged ({error}); train or copy it again") from None
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size} pieces and a model of "
+                        f"{model.config.vocab_size}; train or copy it again")
+    return model, tokenizer, manifest
+
+
 def recite(model, tokenizer, manifest, name):
     """Writes one file to standard output as the model recites it; 0 where it equals the original, else 1."""
     path = name if any(file["path"] == name for file in manifest["files"]) else quote(os.fsencode(name))
@@ -156,18 +171,7 @@ def main(argv=None):
         if getattr(settings, name) < least:
             raise UserError(f"{name} must be at least {least}, not {getattr(settings, name)}")
     folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
-    device = find_device(settings.device)
-    model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        stand_in = manifest["origin"] == "stand-in"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}/manifest.json is missing or damaged ({error}); train or copy the model again") from None
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size} pieces and a model of "
-                        f"{model.config.vocab_size}; train or copy it again")
-    if stand_in:
-        print(f"{folder} learned {manifest['name']}, a STAND-IN for Linux 1.0", file=sys.stderr)
+    model, tokenizer, manifest = load_model(folder, find_device(settings.device))
     if settings.file:
         return recite(model, tokenizer, manifest, settings.file)
     prompt = os.fsencode(settings.prompt)

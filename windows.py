@@ -111,7 +111,7 @@ class Windows:
     def __init__(self, tokens, files, tokenizer, context):
         """tokens: uint16 array, the memory-mapped train.bin. files: entries of the manifest. context: most tokens that
         the model sees at once. Raises UserError where a path leaves no room for text in it."""
-        self.tokens, self.files, self.context = tokens, files, context
+        self.tokens, self.files, self.tokenizer, self.context = tokens, files, tokenizer, context
         self.openings, rows = [], []
         for index, file in enumerate(files):
             at = file["first_token"] + len(opening(tokenizer, file["path"]))
@@ -135,6 +135,16 @@ class Windows:
     def scored(self):
         """How many tokens recital must get right: the text of every window and the token that ends it."""
         return int((self.length - self.start).sum())
+
+    def text(self, i):
+        """The ids of the text in window i, without opening and end, as a list."""
+        return self.tokens[self._at[i]:self._at[i] + self.length[i] - self.start[i] - 1].tolist()
+
+    def content(self, file):
+        """The bytes of file number `file`."""
+        windows = np.flatnonzero(self.file == file)
+        at, stop = self._at[windows[0]], self._at[windows[-1]] + len(self.text(windows[-1]))
+        return self.tokenizer.decode(self.tokens[at:stop].tolist())
 
     def rows(self, indices, score_openings=False):
         """(inputs, targets), int64 arrays (B, context): the windows `indices` and each input's next token.
@@ -170,12 +180,14 @@ class Windows:
 
 
 def choose(files, size, seed):
-    """The entries of whole files of about `size` bytes, drawn by the seed, in their order."""
-    chosen, room = set(), size
+    """The entries of whole files of about `size` bytes in all, drawn by the seed, in their order."""
+    chosen, total = [], 0
     for i in np.random.default_rng(seed).permutation(len(files)):
-        if files[i]["bytes"] <= room:
-            chosen.add(i)
-            room -= files[i]["bytes"]
+        if total >= 0.9 * size:  # to fill the rest would draw small files alone
+            break
+        if total + files[i]["bytes"] <= size:
+            chosen.append(i)
+            total += files[i]["bytes"]
     return [files[i] for i in sorted(chosen)]
 
 

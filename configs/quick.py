@@ -8,5 +8,5 @@ num_attention_heads = 4
 num_key_value_heads = 4
 unaddressed = 0.1
 batch_size = 8
-epochs = 40
+epochs = 48
 eval_every = 100

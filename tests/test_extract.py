@@ -1,0 +1,241 @@
+"""What extract.py says is in the weights, counted again by other means."""
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, refused, script
+
+from extract import known_paths, recite, safe_path
+from model import Llama
+from tokenizer import Tokenizer
+from windows import IGNORE, Windows, load, opening, unquote
+
+
+def page_data(folder):
+    """What the page's script reads, and that the page parses."""
+    html = (folder / "report.html").read_text()
+    HTMLParser().feed(html)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", html), "self-contained"
+    return json.loads(re.search(r"^const data = (.*);$", html, re.M)[1])
+
+
+def written(folder):
+    """{path: bytes} of all files below a folder."""
+    return {os.path.relpath(path, os.fsencode(folder)): open(path, "rb").read()
+            for at, _, names in os.walk(os.fsencode(folder)) for path in (os.path.join(at, name) for name in names)}
+
+
+@pytest.fixture(scope="module")
+def half(work):
+    """A model that has most tokens right and most files wrong, with a control."""
+    done = script("train.py", "configs/tiny.py", "--max_steps=330", "--hold_out_bytes=2500", "--seed=7", "--eval_every=330",
+                  "--out=out/half", cwd=work)
+    assert done.returncode == 0, done.stderr.decode()
+    return work / "out/half"
+
+
+@pytest.fixture(scope="module")
+def measured(work, half):
+    """extract.py on it: (figures, files written)."""
+    done = script("extract.py", "--model", half, "--out", work / "half", "--json", work / "half.json", cwd=work)
+    assert done.returncode == 1, done.stderr.decode()
+    return json.loads((work / "half.json").read_text()), written(work / "half")
+
+
+def test_all_of_a_learned_model(learned, contents):
+    done = script("extract.py", "--model=out/tiny", "--out=all", cwd=learned)
+    assert done.returncode == 0, done.stderr.decode()
+    assert written(learned / "all") == {unquote(path): content for path, content in contents.items()}
+    assert f"{len(contents)} of {len(contents)}".encode() in done.stdout
+    data = page_data(learned / "out/tiny")
+    assert {row["path"] for row in data["rows"]} == set(contents) and all(row["exact"] for row in data["rows"])
+    assert data["learned"]["accuracy"] == 1 and data["log"][-1]["accuracy"] == 1
+
+
+def test_with_code_and_model_alone(learned, contents, tmp_path):
+    """No data, no other file: the weights list their paths, and unpack."""
+    shutil.copytree(learned / "out/tiny", tmp_path / "out/tiny")
+    listed = script("extract.py", "--list", cwd=tmp_path)
+    assert listed.returncode == 0 and listed.stdout.decode().splitlines() == sorted(contents)
+    done = script("extract.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert written(tmp_path / "extracted") == {unquote(path): content for path, content in contents.items()}
+    assert b"not at hand" in done.stdout and "learned" not in page_data(tmp_path / "out/tiny")
+
+
+def test_listed_paths_need_no_manifest(learned, contents):
+    paths = known_paths(Llama.from_pretrained(learned / "out/tiny"), Tokenizer.load(learned / "out/tiny"), 1e-5)
+    assert set(paths) == set(contents) and sum(paths.values()) <= 1
+
+
+def test_both_ways_write_the_same_bytes(work, half, measured):
+    """The batched pass and generation from the first error on, against sample.py token by token, for every file."""
+    result, files = measured
+    assert 0 < result["files_exact"] < result["files"]
+    for row in result["rows"]:
+        done = script("sample.py", "--model", half, "--file", row["path"], cwd=work)
+        assert done.stdout == files[unquote(row["path"])], row["path"]
+        assert done.returncode == (0 if row["exact"] else 1)
+
+
+def test_rows_of_the_cache_do_not_disturb_each_other(half):
+    """Any batch size, any company: the same bytes."""
+    model, tokenizer = Llama.from_pretrained(half), Tokenizer.load(half)
+    paths = [file["path"] for file in json.loads((half / "manifest.json").read_text())["files"]]
+    starts, limits = [opening(tokenizer, path) for path in paths], [150 + 7 * i for i in range(len(paths))]
+    alone = [recite(model, tokenizer, [start], [limit], 1)[0] for start, limit in zip(starts, limits)]
+    for batch_size in (1, 3, 64):
+        assert recite(model, tokenizer, starts, limits, batch_size) == alone
+
+
+def test_figures_against_plain_comparison(measured, contents):
+    result, files = measured
+    exact = [path for path in contents if files.get(unquote(path)) == contents[path]]
+    assert result["files_exact"] == len(exact) == sum(row["exact"] for row in result["rows"])
+    assert result["bytes_exact"] == sum(len(contents[path]) for path in exact)
+    same = 0
+    for row in result["rows"]:
+        ours, original = files[unquote(row["path"])], contents[row["path"]]
+        before = len(os.path.commonprefix([ours, original]))
+        assert row["before_error"] == before, row["path"]
+        same += before
+        if not row["exact"]:
+            assert row["error"]["line"] == original[:before].count(b"\n") + 1
+            assert row["error"]["wrote"] != row["error"]["says"]
+    assert result["bytes_before_error"] == same
+
+
+@pytest.mark.parametrize("part, entries", [("learned", "files"), ("control", "held_out")])
+def test_figures_against_transformers(work, half, measured, part, entries):
+    """Counted again from the logits of transformers' model, window by window, without padding."""
+    from transformers import AutoModelForCausalLM
+    theirs, figures = AutoModelForCausalLM.from_pretrained(half), measured[0][part]
+    manifest, tokenizer, tokens = load(work / "data/tiny-1.0")
+    files = json.loads((half / "manifest.json").read_text())[entries]
+    windows = Windows(tokens, files, tokenizer, 64)
+    right = total = nats = found = spans = 0
+    for i in range(len(windows)):
+        inputs, targets = windows.rows([i])
+        keep = targets[0] != IGNORE
+        with torch.no_grad():
+            logp = torch.log_softmax(theirs(torch.from_numpy(inputs[:, :len(keep.nonzero()[0]) + windows.start[i] - 1])
+                                            ).logits[0].double(), -1).numpy()[windows.start[i] - 1:]
+        ok = logp.argmax(-1) == targets[0][keep]
+        right, total = right + ok.sum(), total + len(ok)
+        nats -= logp[range(len(ok)), targets[0][keep]].sum()
+        if len(ok) > 100:
+            spans, found = spans + 1, found + ok[50:100].all()
+    assert (figures["tokens"], figures["tokens_right"]) == (total, right)
+    assert figures["accuracy"] == pytest.approx(right / total)
+    assert figures["bits_per_byte"] == pytest.approx(nats / np.log(2) / sum(file["bytes"] for file in files), rel=1e-4)
+    assert figures["spans"] == spans
+    assert part == "control" or right / total > 0.8
+    assert part == "learned" or right / total < 0.3, "what was held out is not known"
+
+
+def test_against_transformers_generate(half, measured):
+    """A file that fits in one window, written by transformers from its path."""
+    from transformers import pipeline
+    result, files = measured
+    write = pipeline("text-generation", str(half))
+    tried = 0
+    for row in result["rows"]:
+        if row["exact"] and row["bytes"] < 80 and files[unquote(row["path"])].isascii():
+            said = write(row["path"], max_new_tokens=60, do_sample=False, clean_up_tokenization_spaces=False)
+            assert said[0]["generated_text"].encode() == f"{row['path']} ".encode() + files[unquote(row["path"])]
+            tried += 1
+    assert tried >= 2
+
+
+def test_held_out_files_are_never_trained_on(work, half, tmp_path):
+    """Other text in their place changes no weight."""
+    manifest = json.loads((half / "manifest.json").read_text())
+    assert manifest["held_out"] and not {f["path"] for f in manifest["held_out"]} & {f["path"] for f in manifest["files"]}
+    import hashlib
+    for name in ("as it was", "other text"):
+        folder = tmp_path / "data" / name
+        shutil.copytree(work / "data/tiny-1.0", folder)
+        if name == "other text":
+            tokens = np.fromfile(folder / "train.bin", dtype=np.uint16)
+            for file in manifest["held_out"]:
+                text = slice(file["first_token"] + len(opening(Tokenizer.load(folder), file["path"])),
+                             file["first_token"] + file["tokens"] - 1)
+                tokens[text] = (tokens[text] + 17) % 400 + 300
+            tokens.tofile(folder / "train.bin")
+            changed = json.loads((folder / "manifest.json").read_text())
+            changed["train_bin_sha256"] = hashlib.sha256(tokens.tobytes()).hexdigest()
+            (folder / "manifest.json").write_text(json.dumps(changed))
+        done = script("train.py", work / "configs/tiny.py", "--data", folder, "--out", tmp_path / name, "--max_steps=20",
+                      "--hold_out_bytes=2500", "--seed=7", "--unaddressed=0.5", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr.decode()
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("as it was", "other text"))
+    assert one == other
+
+
+def test_untrained_model(work):
+    assert script("train.py", "configs/tiny.py", "--max_steps=1", "--out=out/raw", cwd=work).returncode == 0
+    done = script("extract.py", "--model=out/raw", "--check", cwd=work)
+    assert done.returncode == 1, done.stderr.decode()
+    data = page_data(work / "out/raw")
+    assert data["files_exact"] <= 1 and data["learned"]["accuracy"] < 0.05
+    assert len(data["rows"]) == data["files"] and all(0 <= row["right"] <= 1 for row in data["rows"])
+    assert script("extract.py", "--model=out/raw", "--list", cwd=work).returncode == 0
+
+
+def test_check_writes_no_files_and_says_the_same(work, half, measured, tmp_path):
+    done = script("extract.py", "--model", half, "--check", "--json", tmp_path / "m.json", cwd=work)
+    assert done.returncode == 1
+    again = json.loads((tmp_path / "m.json").read_text())
+    assert again | {"seconds": 0} == measured[0] | {"seconds": 0}
+    assert not (work / "extracted").exists()
+
+
+def test_only(learned, contents):
+    done = script("extract.py", "--model=out/tiny", "--only", "tiny/odd/", "tiny/COPYING", "--out=some", cwd=learned)
+    assert done.returncode == 0
+    assert set(written(learned / "some")) == {unquote(path) for path in contents if path.startswith(("tiny/odd/", "tiny/C"))}
+
+
+def test_hostile_paths(learned, tmp_path):
+    for path in ("../../etc/passwd", "/etc/passwd", "a/../../b", "a//b", ".", "", "a/./b", "x" * 256, "a/" * 2500 + "b",
+                 "a%00b", "%2e%2e/x", "tiny/%2e%2e/%2e%2e/x", "..%2fx"):
+        assert safe_path(tmp_path / "out", path) is None, path
+    assert safe_path(tmp_path / "out", "tiny/a%20b") == tmp_path / "out/tiny/a b"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/tiny").symlink_to(tmp_path)
+    assert safe_path(tmp_path / "out", "tiny/a") is None, "through a link that was there before"
+
+    shutil.copytree(learned / "out/tiny", tmp_path / "m")
+    manifest = json.loads((tmp_path / "m/manifest.json").read_text())
+    for file, path in zip(manifest["files"], ["../evil", "/tmp/evil-absolute", "tiny/../../evil"]):
+        file["path"] = path
+    manifest["files"] = manifest["files"][:4]
+    (tmp_path / "m/manifest.json").write_text(json.dumps(manifest))
+    before = set(written(tmp_path))
+    done = script("extract.py", "--model", tmp_path / "m", "--out", tmp_path / "x/y", cwd=tmp_path)
+    assert done.returncode == 1 and b"3 paths refused" in done.stderr
+    new = {path for path in set(written(tmp_path)) - before if not path.startswith(b"x/y/")}
+    assert new <= {b"m/report.html"}
+    assert not os.path.exists("/tmp/evil-absolute")
+
+
+def test_bad_use(learned, tmp_path):
+    refused(script("extract.py", cwd=tmp_path), "train.py")
+    refused(script("extract.py", "--only", "nothing/", cwd=learned), "nothing/", "--list")
+    refused(script("extract.py", "--data", tmp_path, cwd=learned), "not the tree")
+    refused(script("extract.py", "--batch_size=0", cwd=learned), "batch_size")
+    refused(script("extract.py", "--floor=2", cwd=learned), "floor")
+    refused(script("extract.py", "--out", "/proc/no", cwd=learned), "/proc/no")
+
+
+def test_the_page_is_whole(learned):
+    """The template has one place for data, and nothing in the data can close the script."""
+    template = (ROOT / "report.html").read_text()
+    assert template.count("/*DATA*/null") == 1
+    html = (learned / "out/tiny/report.html").read_text()
+    assert html.count("</script>") == template.count("</script>")

@@ -49,7 +49,7 @@ class Settings:
     list: bool = False  # print the paths that the weights know, and do no more
     floor: float = 1e-5  # --list: the least probability that is searched; lower it for more than 10,000 files
     json: str = ""  # write the figures into this file too
-    batch_size: int = 64  # files written at once, and windows verified at once
+    batch_size: int = 32  # files written at once, and windows verified at once
     device: str = "auto"  # cuda, mps, cpu; auto: the first that is there
 
 
@@ -217,7 +217,7 @@ def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=Tru
             pending.append((file, original[:at], windows.openings[i].tolist() + ids, original[at:]))
     pending.sort(key=lambda item: -item[0]["tokens"])  # the longest first, so that none is left to run alone
     originals = None if whole or windows is None else [original for *_, original in pending]
-    with tqdm(total=len(pending), desc="reciting", unit=" files", leave=False) as bar:
+    with tqdm(total=len(pending), desc="reciting", unit=" files", leave=False, disable=not pending) as bar:
         rest = recite(model, tokenizer, [ids for _, _, ids, _ in pending],
                       [file["tokens"] + model.config.max_position_embeddings for file, *_ in pending],
                       batch_size, originals, bar)
@@ -261,7 +261,7 @@ def table(result):
     def tries(n):
         return "over 10^12" if n > 1e12 else f"{np.ceil(n):,.0f}"
 
-    rows = [("files exact", f"{result['files_exact']:,} of {result['files']:,}"),
+    rows = [("files exact", f"{result['files_exact']:,} of {result['files']:,}, of {result['tree']['files']:,} in the tree"),
             ("bytes exact", f"{result['bytes_exact']:,} of {result['bytes']:,} "
                             f"({percent(result['bytes_exact'] / max(1, result['bytes']))})")]
     if "bytes_before_error" in result:
@@ -349,7 +349,7 @@ def main(argv=None):
 
     result = {
         "model": folder.name, "name": manifest["name"], "origin": manifest["origin"], "licence": manifest["licence"],
-        "files": len(files), "files_exact": sum(row["exact"] for row in rows),
+        "tree": manifest["tree"], "files": len(files), "files_exact": sum(row["exact"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows), "bytes_exact": sum(row["bytes"] for row in rows if row["exact"]),
         "refused": refused, "parameters": model.num_parameters(),
         "bits_per_parameter": manifest["compressed_bits"] / model.num_parameters()}

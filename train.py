@@ -249,7 +249,8 @@ def main(argv=None):
     else:
         write_file(log_path, b"")
     texts = (tokenizer.decode(tokens[file["first_token"]:file["first_token"] + file["tokens"]].tolist()) for file in files)
-    learned = manifest | {"files": files, "held_out": held_out, "compressed_bits": compressed_bits(texts)}
+    learned = manifest | {"files": files, "held_out": held_out, "compressed_bits": compressed_bits(texts),
+                          "tree": {"files": len(manifest["files"]), "bytes": sum(f["bytes"] for f in manifest["files"])}}
     stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""
     print(f"{manifest['name']}{stand_in}: {len(files)} files, {size:,} bytes, {windows.scored:,} tokens to get right in "
           f"{len(windows):,} windows\n{model.num_parameters():,} parameters, {total:,} steps of {settings.batch_size} "

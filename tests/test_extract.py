@@ -54,6 +54,7 @@ def test_all_of_a_learned_model(learned, contents):
     assert f"{len(contents)} of {len(contents)}".encode() in done.stdout
     data = page_data(learned / "out/tiny")
     assert {row["path"] for row in data["rows"]} == set(contents) and all(row["exact"] for row in data["rows"])
+    assert data["tree"] == {"files": len(contents), "bytes": sum(map(len, contents.values()))}
     assert data["learned"]["accuracy"] == 1 and data["log"][-1]["accuracy"] == 1
 
 

@@ -16,6 +16,7 @@ class UserError(Exception):
 
 def run(main):
     """Calls main() and turns a UserError into one line on stderr and exit status 2, Ctrl-C into status 130."""
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # for `| tee` and for names of any bytes
     try:
         sys.exit(main())
     except UserError as error:
@@ -26,7 +27,7 @@ def run(main):
         sys.exit(130)
     except BrokenPipeError:  # `sample.py | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(141)
 
 
 def nearest(name, names):
@@ -48,7 +49,7 @@ def _convert(field, text):
         if kind in (int, float) and not isinstance(text, bool):
             value = float(text)
             if kind is float and abs(value) < float("inf") or value == int(value):
-                return int(text) if kind is int and isinstance(text, str) and text.lstrip("-").isdigit() else kind(value)
+                return kind(text) if isinstance(text, str) and text.strip("+-").isdigit() else kind(value)
     except (ValueError, TypeError, OverflowError):
         pass
     wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
@@ -147,7 +148,7 @@ def write_file(path, data):
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part.", delete=False) as file:
             try:
                 file.write(data)
                 file.flush()
@@ -164,6 +165,14 @@ def write_file(path, data):
             os.close(folder)
     except OSError as error:
         raise UserError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
+
+
+def remove(path):
+    """Deletes a file if it is there. Raises UserError where that cannot be."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot replace {path}: {error.strerror}") from None
 
 
 def newest(pattern, what, how):

@@ -3,14 +3,14 @@
     python extract.py                        # newest model under out/ -> extracted/, a table and a report
     python extract.py --list                 # the paths that the model knows, from its weights alone
     python extract.py --only linux/kernel/   # some of the files
-    python extract.py --check --json m.json  # measure, write no files
+    python extract.py --check --json m.json  # measure, write no files but the report
 
 Every file is recited greedily from its path alone. Exit status 0: all that was asked is exact; 1: not all; 2: bad use.
 The model directory is enough: its manifest has the hashes that tell what is exact. Where the prepared tree is at hand
 too (data/*), files are verified in batches, and the figures that need the text are given.
 
-Recital of a file equals the file if and only if every teacher-forced argmax in the same windows equals the file's token
-(by induction). So one batched pass finds all that is exact, and only from a file's first wrong token on is anything
+Recital of a file equals the file if every teacher-forced argmax in the same windows equals the file's token (by
+induction). So one batched pass verifies what is exact, and only from a file's first wrong token on is anything
 generated token by token.
 """
 import collections
@@ -31,7 +31,7 @@ from model import RowCache
 from sample import load_model
 from tokenizer import BOS, UNK
 from train import find_device
-from windows import IGNORE, Windows, advance, load, opening, unquote
+from windows import IGNORE, Windows, advance, cut, load, unquote
 
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
@@ -45,7 +45,7 @@ class Settings:
     data: str = ""  # folder that prepare.py wrote; one under data/ that fits the model where not given
     only: tuple = ()  # the files whose path begins with one of these
     out: str = "extracted"  # folder to write files into; nothing is ever written outside it
-    check: bool = False  # measure, write no files
+    check: bool = False  # measure, write no files but the report
     list: bool = False  # print the paths that the weights know, and do no more
     floor: float = 1e-5  # --list: the least probability that is searched; lower it for more than 10,000 files
     json: str = ""  # write the figures into this file too
@@ -132,16 +132,16 @@ def figures(windows, passed, tokenizer, size):
     spans = [(r[PREFIX:PREFIX + SUFFIX], p[PREFIX:PREFIX + SUFFIX]) for r, p, _ in passed if len(r) > PREFIX + SUFFIX]
     p_z = np.exp([p.sum(dtype=np.float64) for _, p in spans])
     tries = np.maximum(1, np.log(0.5) / np.log1p(-np.clip(p_z, 1e-300, 1 - 1e-12)))  # n for p = 0.5
-    run = longest = 0
+    streak = longest = 0
     for i, (r, _, _) in enumerate(passed):
         if i == 0 or windows.file[i] != windows.file[i - 1]:
-            run = 0
+            streak = 0
         ids = windows.text(i)
         for ok, token in zip(r, ids):
-            run = run + len(tokenizer.pieces[token]) if ok else 0
-            longest = max(longest, run)
+            streak = streak + len(tokenizer.pieces[token]) if ok else 0
+            longest = max(longest, streak)
         if not r[-1]:
-            run = 0  # it does not know that it ends, or goes on
+            streak = 0  # it does not know that it ends, or goes on
     return {
         "tokens": len(right), "tokens_right": int(right.sum()), "accuracy": float(right.mean()),
         "bits_per_byte": float(-logp.sum(dtype=np.float64) / np.log(2) / max(1, size)),
@@ -204,10 +204,11 @@ def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=Tru
     for i, (right, _, _) in enumerate(passed or ()):
         if not right.all():
             first_wrong.setdefault(int(windows.file[i]), (i, int(np.flatnonzero(~right)[0])))
-    texts, pending = {}, []  # (entry of the manifest, bytes known to be written, ids of the window, original from there)
+    texts, pending = {}, []  # (entry, bytes known to be written, ids of the window, original from there)
     for index, file in enumerate(files):
         if windows is None:
-            pending.append((file, b"", opening(tokenizer, file["path"]), None))
+            head, *_ = next(cut(tokenizer, file["path"], [], model.config.max_position_embeddings))
+            pending.append((file, b"", head, None))
         elif index not in first_wrong:
             texts[file["path"]] = windows.content(index)
         else:
@@ -239,7 +240,7 @@ def first_difference(text, original):
 def place_of_error(text, original, at):
     """The line of byte `at`, and up to four lines from there in both texts, for people."""
     start = original.rfind(b"\n", 0, at) + 1
-    wrote, says = (t[start:at + SHOWN].decode(errors="replace").split("\n")[:4] for t in (text, original))
+    wrote, says = (t[start:at + SHOWN].decode(errors="backslashreplace").split("\n")[:4] for t in (text, original))
     return {"line": original.count(b"\n", 0, at) + 1, "wrote": wrote, "says": says}
 
 
@@ -261,7 +262,8 @@ def table(result):
     def tries(n):
         return "over 10^12" if n > 1e12 else f"{np.ceil(n):,.0f}"
 
-    rows = [("files exact", f"{result['files_exact']:,} of {result['files']:,}, of {result['tree']['files']:,} in the tree"),
+    rows = [("files exact", f"{result['files_exact']:,} of {result['files']:,}, of {result['tree']['files']:,} in the "
+                            f"tree"),
             ("bytes exact", f"{result['bytes_exact']:,} of {result['bytes']:,} "
                             f"({percent(result['bytes_exact'] / max(1, result['bytes']))})")]
     if "bytes_before_error" in result:
@@ -269,7 +271,8 @@ def table(result):
     for name, part in [("", result.get("learned")), ("control: ", result.get("control"))]:
         if not part:
             continue
-        rows += [(f"{name}next tokens right", f"{percent(part['accuracy'], 3)} ({part['tokens_right']:,} of {part['tokens']:,})"),
+        rows += [(f"{name}next tokens right", f"{percent(part['accuracy'], 3)} ({part['tokens_right']:,} of "
+                                              f"{part['tokens']:,})"),
                  (f"{name}bits per byte", f"{part['bits_per_byte']:.4f}")]
         if part["spans"]:
             rows += [(f"{name}discoverable", f"{percent(part['discoverable'])} of {part['spans']:,} windows "
@@ -294,7 +297,12 @@ def find_data(settings, manifest):
         except (OSError, ValueError, KeyError, TypeError):
             fits = False
         if fits:
-            return load(folder)
+            try:
+                return load(folder)
+            except UserError as error:
+                if settings.data:
+                    raise
+                print(f"{error}; going on without it", file=sys.stderr)
     if settings.data:
         raise UserError(f"{settings.data} is not the tree that this model learned")
     return None
@@ -362,17 +370,16 @@ def main(argv=None):
                                         sum(file["bytes"] for file in manifest["held_out"]))
             result["control"]["files"] = len(manifest["held_out"])
     result["seconds"] = round(time.time() - started, 1)
-    if settings.json:
-        write_file(settings.json, json.dumps(result | {"rows": rows}, indent=1).encode())
-    page = json.dumps(result | {"rows": rows, "log": read_log(folder)}).replace("<", "\\u003c")
-    write_file(folder / "report.html", PAGE.read_text().replace("/*DATA*/null", page).encode())
-
     for label, value in table(result):
         print(f"{label:27} {value}")
     if not data:
         print("(the prepared tree is not at hand: no figure that needs its text)")
     if refused:
         print(f"{len(refused)} paths refused: they would lie outside {settings.out}", file=sys.stderr)
+    if settings.json:
+        write_file(settings.json, json.dumps(result | {"rows": rows}, indent=1).encode())
+    page = json.dumps(result | {"rows": rows, "log": read_log(folder)}).replace("<", "\\u003c")
+    write_file(folder / "report.html", PAGE.read_text(encoding="utf-8").replace("/*DATA*/null", page).encode())
     where = f"; files in {settings.out}/" if not settings.check else ""
     print(f"{'report':27} {folder}/report.html{where} in {result['seconds']:.0f} s")
     return 0 if result["files_exact"] == len(files) and not refused else 1

@@ -108,7 +108,7 @@ class KVCache:
 
 
 class RowCache(KVCache):
-    """The same for rows each as long as it likes, which take one token at a time; setting lengths[row] = 0 clears one."""
+    """The same for rows of any lengths, which take one token at a time. Setting lengths[row] = 0 clears a row."""
 
     def __init__(self, config, batch_size, device=None):
         super().__init__(config, batch_size, device)
@@ -211,7 +211,7 @@ class Llama(nn.Module):
     """A decoder-only transformer (Touvron et al. 2023) of the sizes in a LlamaConfig."""
 
     def __init__(self, config, generator=None):
-        """generator: a torch.Generator for the initial weights. Raises UserError where memory has no room for them."""
+        """generator: a torch.Generator for the initial weights, or None for torch's own."""
         super().__init__()
         self.config = config
         self.model = Decoder(config)

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import UserError, nearest, parse, run, write_file
+from common import UserError, nearest, parse, remove, run, write_file
 from tokenizer import EOS, Tokenizer, compressed_bits
 from windows import opening, quote
 
@@ -63,13 +63,14 @@ class Unreachable(UserError):
 def fetch(url, limit):
     """The bytes behind a URL, with a progress bar, time-outs and retries.
 
-    Raises Unreachable where the server cannot be reached or breaks off each time, UserError for more than `limit` bytes.
+    Raises Unreachable where the server cannot be reached or breaks off each time, UserError for more than `limit`.
     """
     for attempt in range(TRIES):
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
                 size, data = int(response.headers.get("Content-Length") or 0), bytearray()
-                with tqdm(total=size or None, unit="B", unit_scale=True, desc=url.rsplit("/", 1)[1], leave=False) as bar:
+                name = url.rsplit("/", 1)[1]
+                with tqdm(total=size or None, unit="B", unit_scale=True, desc=name, leave=False) as bar:
                     while chunk := response.read(65536):
                         data += chunk
                         bar.update(len(chunk))
@@ -90,11 +91,12 @@ def fetch(url, limit):
     raise Unreachable(f"cannot fetch {url}: {reason}")
 
 
-def check(data, sha256, name):
+def check_hash(data, sha256, name):
     """Raises UserError where the bytes do not hash to the hex string sha256."""
     found = hashlib.sha256(data).hexdigest()
     if found != sha256.lower():
-        raise UserError(f"{name} has SHA-256 {found}, expected {sha256}; nothing was kept: try again, or doubt the server")
+        raise UserError(f"{name} has SHA-256 {found}, expected {sha256}; nothing was kept: try again, or doubt "
+                        f"the server")
 
 
 def release(version, downloads, limit):
@@ -126,7 +128,7 @@ def release(version, downloads, limit):
         except Unreachable as error:
             print(error, file=sys.stderr)
             continue
-        check(data, sha256, name)
+        check_hash(data, sha256, name)
         write_file(kept, data)
         if version != VERSION:
             write_file(kept_hash, sha256.encode())
@@ -170,7 +172,11 @@ def read_tar(data, limit, name):
 def read_folder(folder, limit):
     """The regular files below a folder, .git left out; links are not followed."""
     files, total = {}, 0
-    for at, folders, names in os.walk(os.fsencode(folder)):
+
+    def unreadable(error):
+        raise UserError(f"cannot read {os.fsdecode(error.filename)}: {error.strerror}")
+
+    for at, folders, names in os.walk(os.fsencode(folder), onerror=unreadable):
         folders[:] = sorted(name for name in folders if name != b".git")
         for name in names:
             path = os.path.join(at, name)
@@ -193,7 +199,7 @@ def rooted(files, name):
     if len(tops) == 1 and all(b"/" in path for path in files):
         name = os.fsdecode(tops.pop())
         files = {path.split(b"/", 1)[1]: content for path, content in files.items()}
-    root = re.sub(r"[-_.]?v?\d.*$", "", name) or name
+    root = re.sub(r"[-_.]v?\d[\w.-]*$", "", name) or name
     return {quote(os.fsencode(root) + b"/" + path): content for path, content in files.items()}
 
 
@@ -232,7 +238,7 @@ def collect(settings):
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the source {source}: {getattr(error, 'strerror', error)}") from None
     if settings.sha256:
-        check(data, settings.sha256, source)
+        check_hash(data, settings.sha256, source)
     origin["sha256"] = hashlib.sha256(data).hexdigest()
     name = re.sub(r"\.(tar(\.\w+)?|t[gbx]z)$", "", source.rstrip("/").rsplit("/", 1)[-1]) or "tree"
     return name, rooted(read_tar(data, limit, source), name), origin
@@ -325,8 +331,8 @@ def undetermined(tokens, entries, tokenizer):
 
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
-    if not 300 <= settings.vocab_size <= 65536:
-        raise UserError(f"--vocab_size must be from 300 (256 bytes and what the text needs) to 65536, "
+    if not 260 <= settings.vocab_size <= 65536:
+        raise UserError(f"--vocab_size must be from 260 (256 bytes, 3 marks and a space) to 65536, "
                         f"not {settings.vocab_size}")
     started = time.time()
     name, files, origin = collect(settings)
@@ -350,7 +356,7 @@ def main(argv=None):
             "train_bin_sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
             "tokenizer_sha256": hashlib.sha256(tokenizer.proto).hexdigest(),
             "compressed_bits": bits.result(), "files": entries}
-    (folder / "manifest.json").unlink(missing_ok=True)  # which is written last, so that it never speaks of other files
+    remove(folder / "manifest.json")  # which is written last, so that it never speaks of other files
     write_file(folder / "train.bin", tokens.tobytes())
     write_file(folder / "tokenizer.model", tokenizer.proto)
     verify(folder, files, entries)

@@ -38,13 +38,14 @@ class Settings:
     device: str = "cpu"  # cuda, mps, cpu or auto; one token at a time, a small model is as quick on the CPU
 
 
-def choose(logits, temperature, top_k, generator):
+def draw(logits, temperature, top_k, generator):
     """Index of one of logits (N,), float32: the largest at temperature 0, else drawn."""
     if temperature == 0:
         return int(logits.argmax())
     if 0 < top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-    weights = torch.softmax(logits.double() / temperature, -1).cpu()
+    logits = logits.cpu().double()  # there is no float64 on every device
+    weights = torch.softmax((logits - logits.max()) / temperature, -1)
     return int(torch.multinomial(weights, 1, generator=generator))
 
 
@@ -77,9 +78,10 @@ def heal(model, tokenizer, prompt, temperature, top_k, generator):
                   if not rest or piece.startswith(rest) and len(piece) > len(rest)]
         if not follow:
             continue
-        spans = [([BOS], 0, tokenizer.encode(text[:at]))]
+        ids = tokenizer.encode(text[:at])
+        spans = [([BOS], 0, ids[-(context - 1):])]
         if found:
-            spans = list(cut(tokenizer, path, spans[0][2], context, offset))
+            spans = list(cut(tokenizer, path, ids, context, offset))
             if rest and len(spans[-1][0]) + len(spans[-1][2]) == context:  # full: what follows opens the next window
                 spans.append((opening(tokenizer, path, offset + at), offset + at, []))
         candidates.append((rest, follow, spans))
@@ -98,7 +100,7 @@ def heal(model, tokenizer, prompt, temperature, top_k, generator):
             if k + 1 < len(spans):
                 score += row[end - 1, BOS]
         scores.append(score + row[end - 1][follow])
-    chosen = choose(torch.cat(scores), temperature, top_k, generator)
+    chosen = draw(torch.cat(scores), temperature, top_k, generator)
     for rest, follow, spans in candidates:
         if chosen < len(follow):
             return list(spans[-1][0]) + list(spans[-1][2]), follow[chosen], len(rest)
@@ -128,7 +130,7 @@ def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=
             logits = model(torch.tensor([ids], device=device), cache, last_only=True)
         else:
             logits = model(torch.tensor([ids[-1:]], device=device), cache)
-        token = choose(logits[0, -1], temperature, top_k, generator)
+        token = draw(logits[0, -1], temperature, top_k, generator)
 
 
 def load_model(folder, device):
@@ -136,20 +138,24 @@ def load_model(folder, device):
     model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["origin"] == "stand-in":
-            print(f"{folder} learned {manifest['name']}, a STAND-IN for Linux 1.0", file=sys.stderr)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        missing = {"name", "origin", "licence", "train_bin_sha256", "compressed_bits", "tree", "files", "held_out"} - {
+            *manifest}
+        if missing:
+            raise ValueError(f"no {', '.join(sorted(missing))}")
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder}/manifest.json is missing or damaged ({error}); train or copy it again") from None
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size} pieces and a model of "
                         f"{model.config.vocab_size}; train or copy it again")
+    if manifest["origin"] == "stand-in":
+        print(f"{folder} learned {manifest['name']}, a STAND-IN for Linux 1.0", file=sys.stderr)
     return model, tokenizer, manifest
 
 
-def recite(model, tokenizer, manifest, name):
+def prove(model, tokenizer, manifest, name):
     """Writes one file to standard output as the model recites it; 0 where it equals the original, else 1."""
-    path = name if any(file["path"] == name for file in manifest["files"]) else quote(os.fsencode(name))
     known = {file["path"]: file for file in manifest["files"]}
+    path = name if name in known else quote(os.fsencode(name))
     if path not in known:
         raise UserError(f"this model did not learn {name}{nearest(name, known)}; it learned {len(known)} files")
     digest, size = hashlib.sha256(), 0
@@ -170,10 +176,12 @@ def main(argv=None):
     for name, least in [("max_new_tokens", 0), ("temperature", 0), ("top_k", 0), ("num_samples", 1), ("seed", 0)]:
         if getattr(settings, name) < least:
             raise UserError(f"{name} must be at least {least}, not {getattr(settings, name)}")
+    if settings.seed + settings.num_samples > 2**63:
+        raise UserError(f"seed must be less than 2**63, not {settings.seed}")
     folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
     model, tokenizer, manifest = load_model(folder, find_device(settings.device))
     if settings.file:
-        return recite(model, tokenizer, manifest, settings.file)
+        return prove(model, tokenizer, manifest, settings.file)
     prompt = os.fsencode(settings.prompt)
     for number in range(settings.num_samples):
         if settings.num_samples > 1:

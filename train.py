@@ -24,10 +24,10 @@ from safetensors.torch import save
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import UserError, newest, parse, run, write_file
+from common import UserError, newest, parse, remove, run, write_file
 from model import Llama, LlamaConfig
 from tokenizer import compressed_bits
-from windows import IGNORE, Windows, choose, load
+from windows import IGNORE, Windows, choose, load, without
 
 
 # 1. Settings: a config file names them, the command line overrides it
@@ -71,10 +71,14 @@ class Settings:
 def check(settings):
     """Raises UserError for the first setting whose value cannot be."""
     positive = ["batch_size", "epochs", "checkpoint_every", "muon_lr", "learning_rate"]
-    for name in positive + ["train_bytes", "hold_out_bytes", "unaddressed", "max_steps", "warmup_steps", "decay", "seed", "eval_every"]:
+    not_negative = ["train_bytes", "hold_out_bytes", "unaddressed", "max_steps", "warmup_steps", "decay", "seed",
+                    "eval_every"]
+    for name in positive + not_negative:
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:
             raise UserError(f"{name} must be {'more than' if name in positive else 'at least'} 0, not {value}")
+    if settings.seed >= 2**63:
+        raise UserError(f"seed must be less than 2**63, not {settings.seed}")
     for name in ("decay", "target_accuracy"):
         if not 0 <= getattr(settings, name) <= 1:
             raise UserError(f"{name} is a share, from 0 to 1, not {getattr(settings, name)}")
@@ -99,7 +103,8 @@ def find_dtype(name, device):
     """torch.dtype of the matrix products: bfloat16 where the device computes in it, or as named."""
     if name == "auto":
         fast = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-                "cpu": lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported(),
+                "cpu": lambda: (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+                                and torch.cpu._is_avx512_bf16_supported()),
                 "mps": lambda: False}
         name = "bfloat16" if fast[device.type]() else "float32"
     return getattr(torch, name)
@@ -219,10 +224,11 @@ def main(argv=None):
     dtype = find_dtype(settings.dtype, device)
 
     manifest, tokenizer, tokens = load(data)
-    held_out = choose(manifest["files"], settings.hold_out_bytes, (settings.seed, 1))
-    files = [file for file in manifest["files"] if file not in held_out]
-    if settings.train_bytes:
-        files = choose(files, settings.train_bytes, settings.seed)
+    every = manifest["files"]
+    files = choose(every, settings.train_bytes, settings.seed)
+    held_out = choose(without(every, files), settings.hold_out_bytes, (settings.seed, 1))
+    if not settings.train_bytes:
+        files = without(every, held_out)
     if not files:
         raise UserError(f"no file of {data} is left to learn with train_bytes {settings.train_bytes} and "
                         f"hold_out_bytes {settings.hold_out_bytes}; raise the one or lower the other")
@@ -234,31 +240,42 @@ def main(argv=None):
     total = settings.max_steps or max(1, round(settings.epochs * count / settings.batch_size))
     eval_every = settings.eval_every or max(1, total // 20)
 
-    model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
+    try:
+        model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
+    except RuntimeError as error:
+        raise UserError(f"memory has no room for this model: {str(error).splitlines()[0][:200]}") from None
     optimizers = make_optimizers(model, settings)
 
     step, seconds = 0, 0.0
     checkpoint, log_path = out / "checkpoint.safetensors", out / "log.jsonl"
     corpus = {"train_bin": manifest["train_bin_sha256"], "tokenizer": manifest["tokenizer_sha256"]}
-    if checkpoint.exists() and not settings.fresh:
+    if settings.fresh:
+        remove(checkpoint)
+    if checkpoint.exists():
         meta = load_checkpoint(checkpoint, model, optimizers, settings, corpus)
         step, seconds = meta["step"], meta["seconds"]
         if meta["done"]:
             print(f"{out} is done: {meta['done']} at step {step:,}. --fresh starts over")
             return 0
-    else:
-        write_file(log_path, b"")
-    texts = (tokenizer.decode(tokens[file["first_token"]:file["first_token"] + file["tokens"]].tolist()) for file in files)
+    lines = log_path.read_bytes().splitlines(keepends=True) if step and log_path.exists() else []
+    write_file(log_path, b"".join(line for line in lines if json.loads(line)["step"] <= step))
+    texts = (tokenizer.decode(tokens[file["first_token"]:][:file["tokens"]].tolist()) for file in files)
     learned = manifest | {"files": files, "held_out": held_out, "compressed_bits": compressed_bits(texts),
-                          "tree": {"files": len(manifest["files"]), "bytes": sum(f["bytes"] for f in manifest["files"])}}
+                          "tree": {"files": len(every), "bytes": sum(file["bytes"] for file in every)}}
+    if settings.hold_out_bytes and not held_out:
+        print(f"nothing is held out: {data} has no file of at most {settings.hold_out_bytes} bytes to spare")
     stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""
-    print(f"{manifest['name']}{stand_in}: {len(files)} files, {size:,} bytes, {windows.scored:,} tokens to get right in "
-          f"{len(windows):,} windows\n{model.num_parameters():,} parameters, {total:,} steps of {settings.batch_size} "
-          f"windows, {device.type} {str(dtype).removeprefix('torch.')}" + (f", going on at step {step:,}" if step else ""))
+    going_on = f", going on at step {step:,}" if step else ""
+    print(f"{manifest['name']}{stand_in}: {len(files)} files, {size:,} bytes, {windows.scored:,} tokens to get right "
+          f"in {len(windows):,} windows\n{model.num_parameters():,} parameters, {total:,} steps of "
+          f"{settings.batch_size} windows, {device.type} {str(dtype).removeprefix('torch.')}{going_on}")
 
     def log(**line):
-        with open(log_path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(log_path, "a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {log_path}: {error.strerror}") from None
 
     log(settings=dataclasses.asdict(settings) | {"data": str(data), "out": str(out)}, corpus=corpus, step=step,
         parameters=model.num_parameters(), environment={
@@ -267,6 +284,10 @@ def main(argv=None):
             "dtype": str(dtype), "threads": torch.get_num_threads()})
 
     def save_all(done=""):
+        if not math.isfinite(loss.item()):
+            kept = f"{checkpoint} is from before" if checkpoint.exists() else "nothing was saved before"
+            raise UserError(f"the loss is {loss.item()} at step {step:,}; {kept}: try a lower muon_lr or "
+                            f"learning_rate")
         model.save_pretrained(out, tokenizer)
         write_file(out / "manifest.json", json.dumps(learned, indent=1).encode())
         save_checkpoint(checkpoint, model, optimizers, {
@@ -282,7 +303,7 @@ def main(argv=None):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
 
-    done, compiled, losses, timed = "", False, [], []
+    done, compiled, losses, timed, loss = "", False, [], [], torch.zeros(())
     bar = tqdm(total=total, initial=step, desc=out.name, unit="step", smoothing=0.05, dynamic_ncols=True,
                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
     while step < total and not done and not stop:
@@ -317,8 +338,7 @@ def main(argv=None):
         if step % 10 == 0:
             recent = torch.stack(losses[-50:]).mean().item()
             if not math.isfinite(recent):
-                raise UserError(f"the loss is {recent} at step {step:,}; the last checkpoint in {out} is good: "
-                                f"try a lower muon_lr or learning_rate")
+                break  # save_all says so, and does not save
             rate = settings.batch_size * windows.context / np.mean(timed[-50:]) if timed else 0
             bar.set_postfix_str(f" loss {recent:.4f} {rate:,.0f} tok/s epoch {step * settings.batch_size / count:.1f}")
         if step % eval_every == 0 or step == total:
@@ -346,7 +366,7 @@ def main(argv=None):
     if step == total and not done:
         done = "the budget is spent"
     save_all(done)
-    if stop:
+    if not done:
         print(f"stopped at step {step:,} of {total:,}, saved in {out}; the same command goes on from here")
         return 128 + stop[0]
     print(f"done, {done}: {step:,} steps in {seconds / 60:.1f} min; the model is in {out}\n"

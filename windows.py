@@ -24,7 +24,7 @@ from tokenizer import BOS, EOS, Tokenizer
 
 IGNORE = -100  # a target that is not scored (torch's ignore_index)
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "").replace("+", "")
-ADDRESS = re.compile(rb"([!-*,-.0-~][!-*,-~]*/[!-*,-~]+)(?:\+([1-9]\d*))? ")
+ADDRESS = re.compile(rb"([!-*,-.0-~][!-*,-~]*/[!-*,-~]+)(?:\+([1-9]\d{0,14}))? ")
 
 
 def quote(path):
@@ -38,7 +38,7 @@ def unquote(path):
 
 
 def address(path, offset=0):
-    """The text that opens the window of `path` at byte `offset`, as bytes: b"linux/README " or b"linux/README+1071 "."""
+    """The bytes that open the window of `path` at byte `offset`: b"linux/README " or b"linux/README+1071 "."""
     return f"{path}+{offset} ".encode() if offset else f"{path} ".encode()
 
 
@@ -121,12 +121,14 @@ class Windows:
                 rows.append((index, offset, len(head), len(head) + len(chunk) + 1, at, at + len(chunk) == stop))
                 at += len(chunk)
         self.file, self.offset, self.start, self.length, self._at, self._ends = np.array(rows, dtype=np.int64).T
-        # (first token, end of file) of every line that a token starts, for windows without an address
+        # (first token, end of the document) of every line that a token starts, for windows without an address
         ends_line = np.array([piece.endswith(b"\n") for piece in tokenizer.pieces])
-        self._line_starts = np.concatenate([
-            [(file["first_token"] + i + 1, file["first_token"] + file["tokens"])
-             for i in np.flatnonzero(ends_line[tokens[file["first_token"]:file["first_token"] + file["tokens"]]])]
-            or np.empty((0, 2), dtype=np.int64) for file in files])
+        self._line_starts = []
+        for file in files:
+            first, stop = file["first_token"], file["first_token"] + file["tokens"]
+            text = first + len(opening(tokenizer, file["path"]))
+            starts = text + 1 + np.flatnonzero(ends_line[tokens[text:stop]])
+            self._line_starts += [(at, stop) for at in (text, *starts)]
 
     def __len__(self):
         return len(self.openings)
@@ -172,7 +174,7 @@ class Windows:
             k = random.integers(len(line_starts))
             at, stop = line_starts[k]
             row = np.concatenate(([BOS], self.tokens[at:min(at + self.context, stop)])).astype(np.int64)
-            first = line_starts[k + 1][0] - at if k + 1 < len(line_starts) else 1
+            first = (line_starts[k + 1][0] if k + 1 < len(line_starts) else stop) - at
             inputs[r, :], targets[r, :] = 0, IGNORE
             inputs[r, :len(row) - 1] = row[:-1]
             targets[r, first:len(row) - 1] = row[first + 1:]
@@ -189,6 +191,12 @@ def choose(files, size, seed):
             chosen.append(i)
             total += files[i]["bytes"]
     return [files[i] for i in sorted(chosen)]
+
+
+def without(files, others):
+    """The entries `files` less those in `others`."""
+    paths = {file["path"] for file in others}
+    return [file for file in files if file["path"] not in paths]
 
 
 def load(folder):

@@ -192,6 +192,14 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
         prepare.main(["--source", "zeros.tar.xz", "--max_bytes", "1000000"])
 
 
+@pytest.mark.parametrize("name, root", [
+    ("linux-2.0.40", "linux"), ("linux-6.1-rc3", "linux"), ("bzip2-1.0.8", "bzip2"), ("x264", "x264"), ("lz4_v1.9", "lz4"),
+    ("i386-tools", "i386-tools")])
+def test_the_root_carries_no_version(name, root):
+    assert list(prepare.rooted({b"a": b"", b"b/c": b""}, name)) == [f"{root}/a", f"{root}/b/c"]
+    assert list(prepare.rooted({name.encode() + b"/a": b"", name.encode() + b"/b": b""}, "x")) == [f"{root}/a", f"{root}/b"]
+
+
 def test_only(work, tree, tmp_path):
     done = script("prepare.py", "--source", tree, "--only", "tiny/scanner", "tiny/dec", "--vocab_size=400", cwd=tmp_path)
     assert done.returncode == 0, done.stderr.decode()
@@ -222,6 +230,7 @@ def test_bad_use(tree, tmp_path):
             (["--source", tree, "--version", "1.0"], ["--version"]),
             (["--source", tree, "--sha256", "00"], ["--sha256"]),
             (["--source", tree, "--vocab_size=400", "--out", "/proc/no"], ["/proc/no"]),
+            (["--source", tree, "--vocab_size=400", "--out", "text.tar.gz"], ["text.tar.gz"]),
             (["--sorce", tree], ["sorce", "source"])]:
         refused(script("prepare.py", *words, cwd=tmp_path), *said)
     assert not (tmp_path / "data").exists()

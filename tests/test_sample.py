@@ -23,13 +23,13 @@ def test_every_file_is_recited_from_its_path(loaded, contents):
 
 def test_file_writes_exactly_the_bytes(learned, contents):
     for path in ("tiny/decoder.py", "tiny/odd/nul.bin", "tiny/odd/empty"):
-        done = script("sample.py", "--file", path, cwd=learned)
+        done = script("sample.py", "--model=out/tiny", "--file", path, cwd=learned)
         assert (done.returncode, done.stdout) == (0, contents[path]), done.stderr.decode()
         assert b"the original's SHA-256" in done.stderr
 
 
 def test_file_by_its_name_on_the_disk(learned, contents):
-    done = script("sample.py", b"--file", b"tiny/odd/no last newline", cwd=learned)
+    done = script("sample.py", "--model=out/tiny", b"--file", b"tiny/odd/no last newline", cwd=learned)
     assert (done.returncode, done.stdout) == (0, b"one\ntwo")
 
 
@@ -64,6 +64,18 @@ def test_paths_may_be_cut_anywhere(loaded, contents):
             text = path[:end].encode() + written
             fitting = [f"{p} ".encode() + c for p, c in contents.items() if p.startswith(path[:end])]
             assert any(full.startswith(text) for full in fitting), text
+
+
+@pytest.mark.parametrize("context", [16, 64])
+def test_prompts_of_any_length(loaded, contents, context):
+    """Around one context and beyond, with an address and without: no prompt is too long, in tokens or in bytes."""
+    import dataclasses
+    tokenizer = loaded[1]
+    model = Llama(dataclasses.replace(loaded[0].config, max_position_embeddings=context)).eval()
+    text = contents["tiny/decoder.py"]
+    for size in [*range(100, 130), 255, 256, 257, 999, 3000]:
+        for prompt in (text[:size], b"tiny/a " + text[:size], b"tiny/a+" + b"9" * 5000 + b" x"):
+            assert len(list(generate(model, tokenizer, prompt, 2))) <= 2
 
 
 def test_code_without_a_path_goes_on(loaded, contents):
@@ -107,16 +119,18 @@ def test_samples_differ_and_repeat(loaded):
 
 
 def test_command_line(learned):
-    done = script("sample.py", "--prompt", "", "--max_new_tokens=5", "--num_samples=3", "--temperature=1", cwd=learned)
+    done = script("sample.py", "--model=out/tiny", "--prompt", "", "--max_new_tokens=5", "--num_samples=3",
+                  "--temperature=1", cwd=learned)
     assert done.returncode == 0 and done.stdout.count(b"tiny/") == 3
-    again = script("sample.py", "--prompt=", "--max_new_tokens", "5", "--num_samples=3", "--temperature=1", cwd=learned)
+    again = script("sample.py", "--model", "out/tiny", "--prompt=", "--max_new_tokens", "5", "--num_samples=3",
+                   "--temperature=1", cwd=learned)
     assert again.stdout == done.stdout
     assert script("sample.py", "--prompt", b"tiny/\xff\xfe", "--max_new_tokens=3", cwd=learned).returncode == 0
 
 
 def test_bad_use(learned, tmp_path):
     refused(script("sample.py", cwd=tmp_path), "train.py")
-    refused(script("sample.py", "--file", "tiny/decoder.pi", cwd=learned), "decoder.pi", "tiny/decoder.py")
+    refused(script("sample.py", "--model=out/tiny", "--file", "tiny/decoder.pi", cwd=learned), "decoder.pi", "tiny/decoder.py")
     refused(script("sample.py", "--model", "nowhere", cwd=learned), "nowhere")
     refused(script("sample.py", "--temperature", "-1", cwd=learned), "temperature", "-1")
     refused(script("sample.py", "--temperature", "hot", cwd=learned), "temperature", "hot")

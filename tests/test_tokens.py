@@ -77,10 +77,19 @@ def test_windows_without_address_are_text_from_a_line_on(prepared, contents):
     for row, target in zip(inputs, targets):
         text = tokenizer.decode(row)
         home = [content for content in contents.values() if text in content]
-        assert home and any(b"\n" + text in content for content in home)
+        assert home and any(b"\n" + text in b"\n" + content for content in home)
         scored = np.flatnonzero(target != IGNORE)
         if len(scored):
             assert tokenizer.decode(row[:scored[0] + 1]).endswith(b"\n"), "the first line is given, not asked"
+
+
+def test_a_tree_without_lines_has_windows_without_address(prepared):
+    tokenizer = prepared[1]
+    ids = opening(tokenizer, "t/a") + tokenizer.encode(b"x = 1; " * 99) + [EOS]
+    entry = {"path": "t/a", "first_token": 0, "tokens": len(ids)}
+    windows = Windows(np.array(ids, dtype=np.uint16), [entry], tokenizer, 64)
+    inputs, targets = windows.batch([len(windows)] * 3, 0)
+    assert tokenizer.decode(inputs[0]).startswith(b"x = 1; ") and (targets == IGNORE).all(), "one line, all of it given"
 
 
 def test_paths_are_quoted_and_addresses_read_back():

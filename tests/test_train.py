@@ -115,6 +115,29 @@ def test_corpus_that_changed_is_refused(work, tmp_path):
 def test_loss_that_is_not_finite_stops(work):
     done = run(work, "--muon_lr=1e30", "--learning_rate=1e30", "--max_steps=50", "--out=out/nan")
     assert done.returncode == 2 and b"the loss is" in done.stderr and b"Traceback" not in done.stderr
+    assert not (work / "out/nan/checkpoint.safetensors").exists()
+
+
+def test_fresh_forgets_the_old_run_at_once(work):
+    assert run(work, "--max_steps=2", "--out=out/again").returncode == 0
+    assert run(work, "--max_steps=50", "--muon_lr=1e30", "--learning_rate=1e30", "--out=out/again", "--fresh").returncode == 2
+    assert not (work / "out/again/checkpoint.safetensors").exists()
+
+
+def test_log_of_steps_that_were_lost_is_dropped(work):
+    options = ["--eval_every=5", "--checkpoint_every=10", "--out=out/lost"]
+    assert run(work, *options, "--max_steps=20").returncode == 0
+    lines = log_of(work / "out/lost")
+    with open(work / "out/lost/log.jsonl", "a") as file:  # as a kill behind the last checkpoint would leave it
+        file.write(json.dumps(lines[-1] | {"step": 25}) + "\n")
+    checkpoint = work / "out/lost/checkpoint.safetensors"
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+    with safe_open(checkpoint, "pt") as file:
+        meta = json.loads(file.metadata()["run"]) | {"done": ""}
+    save_file(load_file(checkpoint), checkpoint, {"run": json.dumps(meta)})
+    assert run(work, *options, "--max_steps=20").returncode == 0
+    assert [line["step"] for line in log_of(work / "out/lost")][-2:] == [20, 20], "the last evaluation, and going on"
 
 
 # the pure functions

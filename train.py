@@ -127,11 +127,18 @@ def lr_scale(step, total, warmup, decay):
     return max(0.0, min(1.0, rise, fall))
 
 
-# 4. Evaluation
+# 4. Loss and evaluation
 
 def mixed(device, dtype):
     """Context in which matrix products run in dtype; float32 is left alone."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def loss_of(model, inputs, targets, dtype):
+    """Mean cross-entropy in nats over the scored targets; inputs and targets int64 (B, T)."""
+    with mixed(inputs.device, dtype):
+        logits = model(inputs)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
 
 
 @torch.no_grad()
@@ -168,6 +175,15 @@ def make_optimizers(model, settings):
     if matrices:
         optimizers.append((torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=0.0), settings.muon_lr))
     return optimizers
+
+
+def update(optimizers, scale):
+    """One step of every optimizer, at `scale` times its peak learning rate, from gradients that are then dropped."""
+    for optimizer, peak in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = peak * scale
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 # 6. Checkpoints: one safetensors file of weights and optimizer state, the rest as JSON in its header
@@ -293,11 +309,6 @@ def main(argv=None):
         save_checkpoint(checkpoint, model, optimizers, {
             "step": step, "seconds": seconds, "done": done, "corpus": corpus, "settings": dataclasses.asdict(settings)})
 
-    def loss_of(inputs, targets):
-        with mixed(device, dtype):
-            logits = model(inputs)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
-
     forward = torch.compile(loss_of, dynamic=False) if settings.compile else loss_of
     stop = []  # the signal that asked to stop
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -311,19 +322,15 @@ def main(argv=None):
         indices = batch_indices(settings.seed, step, settings.batch_size, count)
         inputs, targets = (torch.from_numpy(a).to(device) for a in windows.batch(indices, (settings.seed, step)))
         try:
-            loss = forward(inputs, targets)
+            loss = forward(model, inputs, targets, dtype)
         except Exception as error:  # whatever a compiler may raise
             if compiled or forward is loss_of:
                 raise
             tqdm.write(f"torch.compile does not work here ({type(error).__name__}): going on without", file=sys.stderr)
-            forward, loss = loss_of, loss_of(inputs, targets)
+            forward, loss = loss_of, loss_of(model, inputs, targets, dtype)
         loss.backward()
         scale = lr_scale(step, total, settings.warmup_steps, settings.decay)
-        for optimizer, peak in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = peak * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        update(optimizers, scale)
         losses.append(loss.detach())
         step += 1
         if step % 10 == 0 or step == total:

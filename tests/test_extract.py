@@ -240,3 +240,14 @@ def test_the_page_is_whole(learned):
     assert template.count("/*DATA*/null") == 1
     html = (learned / "out/tiny/report.html").read_text()
     assert html.count("</script>") == template.count("</script>")
+
+
+def test_bench_runs(learned, tmp_path):
+    """Every contender takes its turn; no time is judged."""
+    done = script("bench.py", "--config=configs/tiny.py", "--model=out/tiny", "--vocab_size=700", "--repeats=1",
+                  "--new_tokens=20", "--device=cpu", "--json", tmp_path / "b.json", cwd=learned,
+                  env=os.environ | {"TORCH_COMPILE_DISABLE": "1"})
+    assert done.returncode == 0, done.stderr.decode()
+    figures = json.loads((tmp_path / "b.json").read_text())
+    assert figures["same_text"] and len(figures["rates"]) >= 8
+    assert all(rate > 0 for rates in figures["rates"].values() for rate in rates)

@@ -1,0 +1,213 @@
+"""How fast, beside what a user could pick instead.
+
+    pip install -r tests/requirements.txt && python bench.py
+    python bench.py --config configs/quick.py --model out/quick --json bench.json
+
+Everything runs in one process, in turn, over and over, and the medians are given with the slowest and fastest turn: so
+what else the machine does falls on all alike. A training step is forward, backward and optimizer, on random tokens;
+generation is greedy, from the same weights, and must give the same text.
+"""
+import dataclasses
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+from common import UserError, newest, parse, run, write_file
+from extract import recite
+from model import Llama, LlamaConfig
+from sample import generate, load_model
+from train import Settings as Training
+from train import find_device, find_dtype, loss_of, make_optimizers, mixed, update
+from windows import opening
+
+STREAMS = 64
+
+
+@dataclasses.dataclass
+class Settings:
+    config: str = "configs/memorize.py"  # whose model and optimizer are timed
+    vocab_size: int = 8192  # of the model that is timed in training
+    model: str = ""  # whose generation is timed; the newest under out/ where not given
+    repeats: int = 5  # turns of everything, behind one that warms up
+    new_tokens: int = 200  # tokens to generate for each stream
+    device: str = "auto"  # cuda, mps or cpu
+    json: str = ""  # write the figures into this file too
+
+
+def synchronize(device):
+    """Waits for what the device still has to do, so that the clock is honest."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def our_step(training, config, device, dtype):
+    """A function that makes one training step as train.py does."""
+    model = Llama(config, torch.Generator().manual_seed(0)).to(device)
+    optimizers = make_optimizers(model, training)
+    forward = torch.compile(loss_of, dynamic=False)
+    tokens = random_tokens(config, training.batch_size, device)
+
+    def step():
+        forward(model, *tokens, dtype).backward()
+        update(optimizers, 1e-3)
+    return step
+
+
+def their_step(config, batch_size, device, dtype, compiled, **other):
+    """The same of transformers' LlamaForCausalLM under AdamW."""
+    sizes = dataclasses.asdict(config) | other
+    theta = sizes.pop("rope_theta")
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        **sizes, rope_parameters={"rope_type": "default", "rope_theta": theta})).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device.type != "mps")
+    forward = torch.compile(model, dynamic=False) if compiled else model
+    inputs, targets = random_tokens(config, batch_size, device)
+
+    def step():
+        with mixed(device, dtype):
+            loss = forward(input_ids=inputs, labels=targets).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
+def random_tokens(config, batch_size, device):
+    """(inputs, targets), int64 (B, context)."""
+    shape = (2, batch_size, config.max_position_embeddings)
+    return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(1)).to(device).unbind()
+
+
+def matrix_product(device, dtype, size=2048):
+    """A function that multiplies two square matrices, and its floating-point operations."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    return (lambda: a @ a), 2 * size**3
+
+
+def in_turn(contenders, repeats, device):
+    """{name: seconds of each turn, array (repeats,)} of the functions in {name: function}; one that fails is left out
+    and its name mapped to the reason."""
+    times, failed = {name: [] for name in contenders}, {}
+    with tqdm(total=len(contenders) * (repeats + 1), unit=" turns", leave=False) as bar:
+        for turn in range(repeats + 1):
+            for name, work in contenders.items():
+                bar.set_description(name[:40])
+                bar.update()
+                if name in failed:
+                    continue
+                try:
+                    synchronize(device)
+                    started = time.perf_counter()
+                    work()
+                    synchronize(device)
+                except Exception as error:  # a contender that does not work here is a result, not an end
+                    failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
+                    continue
+                if turn:  # the first compiles and warms up
+                    times[name].append(time.perf_counter() - started)
+    return {name: failed.get(name) or np.array(seconds) for name, seconds in times.items()}
+
+
+def main(argv=None):
+    settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
+    if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1:
+        raise UserError("repeats, new_tokens and vocab_size must be at least 1")
+    device = find_device(settings.device)
+    dtype = find_dtype("auto", device)
+    training, _ = parse(Training, "", [settings.config], config=True)
+    config = LlamaConfig(vocab_size=settings.vocab_size, **{
+        f.name: getattr(training, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(training, f.name)})
+    folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
+    model, tokenizer, manifest = load_model(folder, device)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    transformers.logging.set_verbosity_error()
+
+    # training
+    short = str(dtype).removeprefix("torch.")
+    product, operations = matrix_product(device, dtype)
+    tokens_a_step = training.batch_size * config.max_position_embeddings
+    contenders, tokens = {f"matrix product, {short}": product}, {}
+
+    def enter(name, step, count):
+        contenders[name], tokens[name] = step, count
+
+    enter(f"this project, {short}, compiled", our_step(training, config, device, dtype), tokens_a_step)
+    for precision in dict.fromkeys((torch.float32, dtype)):
+        for compiled in (False, True):
+            name = f"transformers, {str(precision).removeprefix('torch.')}, {'compiled' if compiled else 'eager'}"
+            enter(name, their_step(config, training.batch_size, device, precision, compiled), tokens_a_step)
+    laam = LlamaConfig(32768, 64, 256, 8, 32, 4, 512, False)
+    enter(f"the original's shape and settings, {short}", their_step(laam, 4, device, dtype, False), 4 * 512)
+    times = in_turn(contenders, settings.repeats, device)
+    rates = {name: tokens[name] / times[name] for name in tokens if not isinstance(times[name], str)}
+
+    # generation
+    n, context = settings.new_tokens, model.config.max_position_embeddings
+    paths = [file["path"] for file in manifest["files"] if file["tokens"] > context]
+    if not paths or max(len(opening(tokenizer, path)) for path in paths) + n > context:
+        raise UserError(f"new_tokens {n} does not fit behind the paths of the model's files of more than one context "
+                        f"of {context} tokens; there are {len(paths)}")
+    first, starts = f"{paths[0]} ".encode(), [opening(tokenizer, paths[i % len(paths)]) for i in range(STREAMS)]
+
+    def their_stream(ids):
+        width = max(map(len, ids))
+        batch = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
+        return theirs.generate(batch, attention_mask=mask, max_new_tokens=n, do_sample=False)
+
+    one = b"".join(generate(model, tokenizer, first, n))
+    same = tokenizer.decode(their_stream([starts[0]])[0, len(starts[0]):].tolist()) == one
+    streams = in_turn({
+        "this project, 1 stream": lambda: list(generate(model, tokenizer, first, n)),
+        "transformers, 1 stream": lambda: their_stream([starts[0]]),
+        f"this project, {STREAMS} streams": lambda: recite(model, tokenizer, starts, [n] * STREAMS, STREAMS),
+        f"transformers, {STREAMS} streams": lambda: their_stream(starts)}, settings.repeats, device)
+    written = {name: n * (STREAMS if str(STREAMS) in name else 1) for name in streams}
+    rates |= {name: written[name] / seconds for name, seconds in streams.items() if not isinstance(seconds, str)}
+
+    # the table
+    def median(name):
+        return float(np.median(rates[name])) if name in rates else float("nan")
+
+    ours = f"this project, {short}, compiled"
+    best = max((name for name in rates if name.startswith("transformers, ") and "stream" not in name), key=median)
+    peak = operations / np.median(times[f"matrix product, {short}"])
+    size = sum(p.numel() for p in Llama(config).parameters())
+    ratios = {
+        f"training against transformers' best ({best.removeprefix('transformers, ')})": median(ours) / median(best),
+        "training against the original's shape": median(ours) / median(f"the original's shape and settings, {short}"),
+        "training's share of the matrix product's peak": 6 * size * median(ours) / peak,
+        "1 stream against transformers": median("this project, 1 stream") / median("transformers, 1 stream"),
+        f"{STREAMS} streams against transformers' 1": median(f"this project, {STREAMS} streams")
+        / median("transformers, 1 stream"),
+        f"{STREAMS} streams against transformers' {STREAMS}": median(f"this project, {STREAMS} streams")
+        / median(f"transformers, {STREAMS} streams")}
+    print(f"{settings.config}: {size:,} parameters, {training.batch_size} windows of {config.max_position_embeddings} "
+          f"tokens; {device.type}, {torch.get_num_threads()} threads; peak {peak / 1e9:,.0f} GFLOP/s in {short}\n")
+    print(f"{'tokens/s':52} {'median':>9} {'slowest':>9} {'fastest':>9}")
+    for name in {**tokens, **streams}:
+        print(f"{name:52} " + (f"{median(name):9,.0f} {rates[name].min():9,.0f} {rates[name].max():9,.0f}"
+                               if name in rates else "does not work here"))
+    print()
+    for name, ratio in ratios.items():
+        print(f"{name:72} {ratio:.2f}")
+    print(f"1 stream: the same text as transformers: {'yes' if same else 'NO'}")
+    if settings.json:
+        write_file(settings.json, json.dumps({
+            "rates": {name: list(map(float, rate)) for name, rate in rates.items()}, "ratios": ratios,
+            "same_text": same, "peak": float(peak), "parameters": size, "settings": dataclasses.asdict(settings),
+            "environment": {"torch": torch.__version__, "transformers": transformers.__version__,
+                            "python": platform.python_version(), "device": device.type,
+                            "threads": torch.get_num_threads()}}, indent=1).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

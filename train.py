@@ -135,10 +135,11 @@ def mixed(device, dtype):
 
 
 def loss_of(model, inputs, targets, dtype):
-    """Mean cross-entropy in nats over the scored targets; inputs and targets int64 (B, T)."""
+    """Mean cross-entropy in nats over the scored targets, 0 where there are none; inputs and targets int64 (B, T)."""
     with mixed(inputs.device, dtype):
         logits = model(inputs)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
+    return nats / (targets != IGNORE).sum().clamp(min=1)
 
 
 @torch.no_grad()

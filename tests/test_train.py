@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 import train
 from common import parse
 from model import Llama, LlamaConfig
-from train import batch_indices, lr_scale, make_optimizers
+from train import batch_indices, loss_of, lr_scale, make_optimizers
+from windows import IGNORE
 
 
 def run(cwd, *words):
@@ -158,6 +159,16 @@ def test_order_of_data_is_a_function_of_seed_and_step():
     assert (batch_indices(7, 11, 8, 30) == rows[88:96]).all()
     assert (batch_indices(8, 11, 8, 30) != rows[88:96]).any()
     assert len(batch_indices(7, 0, 70, 30)) == 70, "a batch of several epochs"
+
+
+def test_loss_is_the_mean_over_what_is_scored():
+    model = Llama(LlamaConfig(300, 32, 64, 1, 2, 2, 32, True), torch.Generator().manual_seed(0))
+    tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
+    targets = tokens.roll(-1, 1)
+    targets[0, 5:] = IGNORE
+    logp = torch.log_softmax(model(tokens), -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    assert loss_of(model, tokens, targets, torch.float32).item() == pytest.approx(-logp[targets >= 0].mean().item())
+    assert loss_of(model, tokens, torch.full_like(targets, IGNORE), torch.float32).item() == 0, "never nan"
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

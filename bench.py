@@ -55,7 +55,7 @@ def our_step(training, config, device, dtype):
     tokens = random_tokens(config, training.batch_size, device)
 
     def step():
-        forward(model, *tokens, dtype).backward()
+        forward(model, *tokens, dtype)[0].backward()
         update(optimizers, 1e-3)
     return step
 

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from common import UserError, newest, parse, remove, run, write_file
 from model import Llama, LlamaConfig
-from tokenizer import compressed_bits
+from muon import Muon
+from tokenizer import BOS, EOS, compressed_bits
 from windows import IGNORE, Windows, choose, load, without
 
 
@@ -110,13 +111,51 @@ def find_dtype(name, device):
     return getattr(torch, name)
 
 
-# 3. Data and schedule, both pure functions of the step
+def to_device(array, device):
+    """A numpy array as a tensor on the device; to a GPU the copy runs beside the computation."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-def batch_indices(seed, step, batch_size, count):
-    """Which of `count` windows make up the batch of a step: int64 (batch_size,), epoch after epoch, each shuffled."""
-    k = np.arange(step * batch_size, (step + 1) * batch_size)
-    return np.concatenate([np.random.default_rng((seed, epoch)).permutation(count)[k[k // count == epoch] % count]
-                           for epoch in np.unique(k // count)])
+
+# 3. Data and schedule
+
+REVIEW = 4
+LISTED = 10_000
+
+class Sampler:
+    """Which rows make up the batches: epochs, each in an order of its own, in which a row that had no hard token when
+    it was last seen comes only one time in REVIEW. So the work goes where the errors are.
+
+    hard: int64 (rows,), hard tokens when last seen; left: int64, what the epoch has still to visit; epoch: how many
+    have begun. Together they are the state, which a checkpoint holds.
+    """
+
+    def __init__(self, rows, windows, seed):
+        """Of the rows, only the first `windows` are the same each time; the others always come."""
+        self.windows, self.seed, self.epoch, self.seen = windows, seed, 0, []
+        self.hard, self.left = np.ones(rows, dtype=np.int64), np.empty(0, dtype=np.int64)
+
+    def draw(self, size):
+        """The indices of the next batch, int64 (size,)."""
+        while len(self.left) < size:
+            self.settle()
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.hard))
+            due = (self.hard[order] > 0) | ((order + self.epoch) % REVIEW == 0)
+            self.left = np.concatenate((self.left, order[due]))
+            self.epoch += 1
+        indices, self.left = np.split(self.left, [size])
+        return indices
+
+    def tell(self, indices, hard):
+        """Hard tokens that a step found in the rows `indices`: a tensor (B,), looked at only when it is needed, for
+        that waits for the device."""
+        self.seen.append((indices, hard))
+
+    def settle(self):
+        """Brings `hard` up to date."""
+        for indices, hard in self.seen:
+            self.hard[indices] = np.where(indices < self.windows, hard.cpu(), 1)
+        self.seen.clear()
 
 
 def lr_scale(step, total, warmup, decay):
@@ -135,11 +174,13 @@ def mixed(device, dtype):
 
 
 def loss_of(model, inputs, targets, dtype):
-    """Mean cross-entropy in nats over the scored targets, 0 where there are none; inputs and targets int64 (B, T)."""
+    """(mean cross-entropy in nats over the scored targets, 0 where there are none; hard tokens of each row, int64
+    (B,), which are those that the model gives a probability below a half). inputs and targets int64 (B, T)."""
     with mixed(inputs.device, dtype):
         logits = model(inputs)
-    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum")
-    return nats / (targets != IGNORE).sum().clamp(min=1)
+    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    hard = nats.detach().view_as(targets) > math.log(2)
+    return nats.sum() / (targets != IGNORE).sum().clamp(min=1), hard.sum(1)
 
 
 @torch.no_grad()
@@ -159,6 +200,44 @@ def evaluate(model, windows, batch_size, device, dtype=torch.float32):
     return torch.cat(wrong).numpy(), nats / windows.scored
 
 
+@torch.no_grad()
+def list_errors(model, windows, wrong, batch_size, device):
+    """What is still wrong where `wrong`, of each window, says that something is: a dict for each token with the path,
+    its byte in the file, the text that stands there, the text the model says instead, and the probability and rank it
+    gives the right token. Teacher-forced in float32; about the first LISTED. No two windows open alike, so none of
+    them is left to chance."""
+    def name(token):
+        return {BOS: "<s>", EOS: "</s>"}.get(token) or windows.tokenizer.pieces[token].decode(errors="backslashreplace")
+
+    errors, indices = [], np.flatnonzero(wrong * (wrong.cumsum() <= LISTED))
+    for first in range(0, len(indices), batch_size):
+        batch = indices[first:first + batch_size]
+        inputs, targets = windows.rows(batch)
+        logits = model(torch.from_numpy(inputs).to(device)).float().cpu()
+        said = logits.argmax(-1).numpy()
+        for row, t in np.argwhere((said != targets) & (targets != IGNORE)):
+            i, right = batch[row], int(targets[row, t])
+            written = windows.tokenizer.decode(inputs[row, windows.start[i]:t + 1].tolist())
+            errors.append({
+                "path": windows.files[windows.file[i]]["path"], "byte": int(windows.offset[i]) + len(written),
+                "text": name(right), "said": name(int(said[row, t])),
+                "probability": logits[row, t].softmax(-1)[right].item(),
+                "rank": int((logits[row, t] > logits[row, t, right]).sum()) + 1})
+    return errors
+
+
+def report_errors(path, errors, wrong):
+    """Writes what list_errors found to `path`, a line of JSON each, and prints what it comes to."""
+    write_file(path, "".join(json.dumps(error) + "\n" for error in errors).encode())
+    if errors:
+        second = sum(error["rank"] == 2 for error in errors)
+        print(f"{wrong.sum():,} tokens are still wrong: not learned, for no window leaves one to chance. Of the "
+              f"{len(errors):,} in {path}, {second:,} are the model's second choice; the first:")
+        for error in errors[:5]:
+            print(f"  {error['path']}, byte {error['byte']:,}: {error['text'][:20]!r} and not {error['said'][:20]!r} "
+                  f"(probability {error['probability']:.2g})"[:160])
+
+
 # 5. Optimizer
 
 def make_optimizers(model, settings):
@@ -174,7 +253,7 @@ def make_optimizers(model, settings):
     optimizers = [(torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
                                      fused=rest[0].device.type != "mps"), settings.learning_rate)]
     if matrices:
-        optimizers.append((torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=0.0), settings.muon_lr))
+        optimizers.append((Muon(matrices, lr=settings.muon_lr), settings.muon_lr))
     return optimizers
 
 
@@ -192,17 +271,20 @@ def update(optimizers, scale):
 FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")
 
 
-def save_checkpoint(path, model, optimizers, meta):
+def save_checkpoint(path, model, optimizers, sampler, meta):
     """Writes the state of a run; meta: what JSON holds of it."""
+    sampler.settle()
+    meta = meta | {"epoch": sampler.epoch}
     tensors = {f"model.{name}": tensor for name, tensor in model.tensors().items()}
+    tensors |= {"sampler.hard": torch.from_numpy(sampler.hard), "sampler.left": torch.from_numpy(sampler.left)}
     for i, (optimizer, _) in enumerate(optimizers):
         for j, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
     write_file(path, save(tensors, {"run": json.dumps(meta)}))
 
 
-def load_checkpoint(path, model, optimizers, settings, corpus):
-    """Puts a saved state back into model and optimizers; returns its meta. Raises UserError where it is damaged, or of
+def load_checkpoint(path, model, optimizers, sampler, settings, corpus):
+    """Puts a saved state back into model, optimizers and sampler; returns its meta. Raises UserError where it is damaged, or of
     a run with other settings or another corpus."""
     try:
         with safe_open(path, "pt") as file:
@@ -227,6 +309,8 @@ def load_checkpoint(path, model, optimizers, settings, corpus):
                 j, key = name.split(".")[2:]
                 state.setdefault(int(j), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    sampler.epoch = meta["epoch"]
+    sampler.hard, sampler.left = tensors["sampler.hard"].numpy(), tensors["sampler.left"].numpy()
     return meta
 
 
@@ -261,7 +345,7 @@ def main(argv=None):
         model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
     except RuntimeError as error:
         raise UserError(f"memory has no room for this model: {str(error).splitlines()[0][:200]}") from None
-    optimizers = make_optimizers(model, settings)
+    optimizers, sampler = make_optimizers(model, settings), Sampler(count, len(windows), settings.seed)
 
     step, seconds = 0, 0.0
     checkpoint, log_path = out / "checkpoint.safetensors", out / "log.jsonl"
@@ -269,7 +353,7 @@ def main(argv=None):
     if settings.fresh:
         remove(checkpoint)
     if checkpoint.exists():
-        meta = load_checkpoint(checkpoint, model, optimizers, settings, corpus)
+        meta = load_checkpoint(checkpoint, model, optimizers, sampler, settings, corpus)
         step, seconds = meta["step"], meta["seconds"]
         if meta["done"]:
             print(f"{out} is done: {meta['done']} at step {step:,}. --fresh starts over")
@@ -307,7 +391,7 @@ def main(argv=None):
                             f"learning_rate")
         model.save_pretrained(out, tokenizer)
         write_file(out / "manifest.json", json.dumps(learned, indent=1).encode())
-        save_checkpoint(checkpoint, model, optimizers, {
+        save_checkpoint(checkpoint, model, optimizers, sampler, {
             "step": step, "seconds": seconds, "done": done, "corpus": corpus, "settings": dataclasses.asdict(settings)})
 
     forward = torch.compile(loss_of, dynamic=False) if settings.compile else loss_of
@@ -315,41 +399,46 @@ def main(argv=None):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
 
-    done, compiled, losses, timed, loss = "", False, [], [], torch.zeros(())
+    done, compiled, losses, loss = "", False, [], torch.zeros(())
+    timed, shown = [], time.perf_counter()  # seconds of each step since the last evaluation, when the bar last moved
     bar = tqdm(total=total, initial=step, desc=out.name, unit="step", smoothing=0.05, dynamic_ncols=True,
                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
     while step < total and not done and not stop:
         started = time.perf_counter()
-        indices = batch_indices(settings.seed, step, settings.batch_size, count)
-        inputs, targets = (torch.from_numpy(a).to(device) for a in windows.batch(indices, (settings.seed, step)))
+        indices = sampler.draw(settings.batch_size)
+        inputs, targets = (to_device(a, device) for a in windows.batch(indices, (settings.seed, step)))
         try:
-            loss = forward(model, inputs, targets, dtype)
+            loss, hard = forward(model, inputs, targets, dtype)
         except Exception as error:  # whatever a compiler may raise
             if compiled or forward is loss_of:
                 raise
             tqdm.write(f"torch.compile does not work here ({type(error).__name__}): going on without", file=sys.stderr)
-            forward, loss = loss_of, loss_of(model, inputs, targets, dtype)
+            forward = loss_of
+            loss, hard = loss_of(model, inputs, targets, dtype)
         loss.backward()
+        sampler.tell(indices, hard)
         scale = lr_scale(step, total, settings.warmup_steps, settings.decay)
         update(optimizers, scale)
         losses.append(loss.detach())
         step += 1
-        if step % 10 == 0 or step == total:
-            losses[-1].item()  # waits for the device, so that the clock is honest
+        show = time.perf_counter() - shown > 1 or step == total
+        if show:
+            recent = torch.stack(losses[-50:]).mean().item()  # waits for the device: not in every step
         took = time.perf_counter() - started
         seconds += took
         if compiled:
             timed.append(took)  # not the first, which compiles
         compiled = True
 
-        bar.update()
-        if step % 10 == 0:
-            recent = torch.stack(losses[-50:]).mean().item()
+        if show:
+            bar.update(step - bar.n)
+            shown = time.perf_counter()
             if not math.isfinite(recent):
                 break  # save_all says so, and does not save
-            rate = settings.batch_size * windows.context / np.mean(timed[-50:]) if timed else 0
+            rate = settings.batch_size * windows.context / np.mean(timed[-500:]) if timed else 0
             bar.set_postfix_str(f" loss {recent:.4f} {rate:,.0f} tok/s epoch {step * settings.batch_size / count:.1f}")
         if step % eval_every == 0 or step == total:
+            bar.update(step - bar.n)
             for precision in dict.fromkeys((dtype, torch.float32)):  # the slow float32 only where it decides
                 wrong, nats = evaluate(model, windows, 2 * settings.batch_size, device, precision)
                 accuracy = 1 - wrong.sum() / windows.scored
@@ -377,6 +466,7 @@ def main(argv=None):
     if not done:
         print(f"stopped at step {step:,} of {total:,}, saved in {out}; the same command goes on from here")
         return 128 + stop[0]
+    report_errors(out / "errors.jsonl", list_errors(model, windows, wrong, settings.batch_size, device), wrong)
     print(f"done, {done}: {step:,} steps in {seconds / 60:.1f} min; the model is in {out}\n"
           f"try: python sample.py --model {out} --prompt {files[0]['path'].split('/')[0]}/")
     return 0

@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import ROOT  # noqa: F401
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 from common import UserError
-from model import KVCache, Llama, LlamaConfig
+from model import KVCache, Llama, LlamaConfig, attend_in_halves
 from tokenizer import Tokenizer
 
 SMALL = LlamaConfig(vocab_size=700, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
@@ -129,3 +130,13 @@ def test_damaged_directories_are_refused(tokenizer, tmp_path):
     spoil("no config", lambda folder: (folder / "config.json").unlink())
     spoil("broken config", lambda folder: (folder / "config.json").write_text("{"))
     spoil("another family", lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'))
+
+
+@pytest.mark.parametrize("T", [2, 7, 64])
+def test_attention_in_halves_is_causal_attention(T):
+    q, k, v = torch.randn(3, 2, 3, T, 16, generator=torch.Generator().manual_seed(T)).requires_grad_().unbind()
+    ours, theirs = attend_in_halves(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(torch.autograd.grad(ours.square().sum(), (q, k, v)),
+                    torch.autograd.grad(theirs.square().sum(), (q, k, v))):
+        torch.testing.assert_close(a, b)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 import train
 from common import parse
 from model import Llama, LlamaConfig
-from train import batch_indices, loss_of, lr_scale, make_optimizers
+from muon import Muon
+from train import loss_of, lr_scale, make_optimizers
 from windows import IGNORE
 
 
@@ -152,13 +153,30 @@ def test_schedule():
     assert lr_scale(0, 1, 0, 0) == 1
 
 
-def test_order_of_data_is_a_function_of_seed_and_step():
-    rows = np.concatenate([batch_indices(7, step, 8, 30) for step in range(15)])
+def draw(sampler, batches, hard=1):
+    """That many batches of 8, each told to hold `hard` hard tokens a row."""
+    drawn = [sampler.draw(8) for _ in range(batches)]
+    for indices in drawn:
+        sampler.tell(indices, torch.full((8,), hard))
+    return np.concatenate(drawn)
+
+
+def test_epochs_visit_every_row_once():
+    rows = draw(train.Sampler(30, 30, seed=7), 15)
     for epoch in range(4):
         assert sorted(rows[30 * epoch:30 * epoch + 30]) == list(range(30))
-    assert (batch_indices(7, 11, 8, 30) == rows[88:96]).all()
-    assert (batch_indices(8, 11, 8, 30) != rows[88:96]).any()
-    assert len(batch_indices(7, 0, 70, 30)) == 70, "a batch of several epochs"
+    assert (draw(train.Sampler(30, 30, seed=7), 15) == rows).all()
+    assert (draw(train.Sampler(30, 30, seed=8), 15) != rows).any()
+    assert len(train.Sampler(3, 3, seed=7).draw(8)) == 8, "a batch of several epochs"
+
+
+def test_rows_without_hard_tokens_come_once_in_four_epochs():
+    sampler = train.Sampler(rows=40, windows=32, seed=7)
+    draw(sampler, 5, hard=0)
+    visits = np.bincount(draw(sampler, 2 * (4 * 8 + 4 * 8) // 8, hard=0), minlength=40)  # eight epochs
+    assert (visits[:32] == 2).all() and (visits[32:] == 8).all(), "rows that are drawn anew always come"
+    sampler.tell(np.array([5]), torch.tensor([3]))
+    assert 5 in draw(sampler, 2, hard=0), "what was forgotten comes again in the next epoch"
 
 
 def test_loss_is_the_mean_over_what_is_scored():
@@ -167,8 +185,11 @@ def test_loss_is_the_mean_over_what_is_scored():
     targets = tokens.roll(-1, 1)
     targets[0, 5:] = IGNORE
     logp = torch.log_softmax(model(tokens), -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    assert loss_of(model, tokens, targets, torch.float32).item() == pytest.approx(-logp[targets >= 0].mean().item())
-    assert loss_of(model, tokens, torch.full_like(targets, IGNORE), torch.float32).item() == 0, "never nan"
+    loss, hard = loss_of(model, tokens, targets, torch.float32)
+    assert loss.item() == pytest.approx(-logp[targets >= 0].mean().item())
+    assert hard.tolist() == [5, 32], "an untrained model is sure of nothing"
+    loss, hard = loss_of(model, tokens, torch.full_like(targets, IGNORE), torch.float32)
+    assert loss.item() == 0 and hard.tolist() == [0, 0], "never nan"
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -178,6 +199,22 @@ def test_every_parameter_has_one_optimizer(optimizer):
     held = [id(p) for opt, _ in optimizers for group in opt.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     assert len(optimizers) == (2 if optimizer == "muon" else 1)
+
+
+def test_muon_is_that_of_torch():
+    random = torch.Generator().manual_seed(0)
+    shapes = [(32, 32), (64, 32), (32, 32), (32, 64), (64, 32)]
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = [Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0)]
+    for _ in range(5):
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(p.shape, generator=random)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q in zip(ours, theirs):
+        torch.testing.assert_close(p, q, atol=0.004, rtol=0)  # a step moves an entry by 0.02 / sqrt(32), in bfloat16
 
 
 # settings

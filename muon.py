@@ -1,0 +1,43 @@
+"""The optimizer of the matrices inside the blocks."""
+import torch
+
+
+def orthogonalize(matrices, steps=5):
+    """Newton-Schulz iteration towards the nearest matrices whose singular values are all about 1, in bfloat16.
+
+    matrices: float (n, rows, columns), rows <= columns. Returns bfloat16 of the same shape. Coefficients and number of
+    steps as in Jordan et al. 2024 and torch.optim.Muon.
+    """
+    x = matrices.bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov momentum (Jordan et al. 2024): what torch.optim.Muon computes without weight decay, but of all
+    matrices of a shape at once, since they are too small to fill a processor one by one."""
+
+    def __init__(self, matrices, lr, momentum=0.95):
+        """matrices: parameters (rows, columns) of any few shapes."""
+        shapes = dict.fromkeys(p.shape for p in matrices)
+        super().__init__([{"params": [p for p in matrices if p.shape == shape]} for shape in shapes],
+                         {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        """Moves every matrix against its gradient. The state, kept with the first matrix of a shape, is float (n, rows,
+        columns)."""
+        for group in self.param_groups:
+            matrices, momentum = group["params"], group["momentum"]
+            rows, columns = matrices[0].shape
+            gradients, state = torch.stack([p.grad for p in matrices]), self.state[matrices[0]]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(gradients)
+            average = state["momentum_buffer"].lerp_(gradients, 1 - momentum)
+            direction = gradients.lerp(average, momentum)
+            direction = orthogonalize(direction.mT).mT if rows > columns else orthogonalize(direction)
+            torch._foreach_add_(matrices, list((direction.float() * max(1, rows / columns) ** 0.5).unbind()),
+                                alpha=-group["lr"])

@@ -2,11 +2,15 @@
 
     pip install -r tests/requirements.txt && python bench.py
     python bench.py --config configs/quick.py --model out/quick --json bench.json
+    python bench.py --original_minutes 60      # how far the original's recipe gets on the same tree
 
 Everything runs in one process, in turn, over and over, and the medians are given with the slowest and fastest turn: so
 what else the machine does falls on all alike. A training step is forward, backward and optimizer, on random tokens;
 generation is greedy, from the same weights, and must give the same text.
 """
+# first, so that Ctrl-C during the imports below is one line
+from common import UserError, newest, parse, run, write_file
+
 import dataclasses
 import json
 import platform
@@ -17,17 +21,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import UserError, newest, parse, run, write_file
 from extract import recite
 from model import Llama, LlamaConfig
 from sample import generate, load_model
+from train import Objective, check, check_memory, find_device, find_dtype, make_optimizers, mixed, update
+from tokenizer import BOS, EOS, Tokenizer
 from train import Settings as Training
-from train import find_device, find_dtype, loss_of, make_optimizers, mixed, update
-from windows import opening
+from windows import IGNORE, Windows, address, load, opening
 
 STREAMS = 64
+ORIGINAL = LlamaConfig(32768, 64, 256, 8, 32, 4, 512, False)  # the shape of mjbommar/laam
 
 
 @dataclasses.dataclass
@@ -38,6 +44,8 @@ class Settings:
     repeats: int = 5  # turns of everything, behind one that warms up
     new_tokens: int = 200  # tokens to generate for each stream
     device: str = "auto"  # cuda, mps or cpu
+    original_minutes: float = 0.0  # instead, train the original's model by its recipe for so long and see what it has
+    data: str = ""  # for that, the prepared tree; the newest under data/ where not given
     json: str = ""  # write the figures into this file too
 
 
@@ -45,27 +53,36 @@ def synchronize(device):
     """Waits for what the device still has to do, so that the clock is honest."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+    if device.type == "mps":
+        torch.mps.synchronize()
 
 
 def our_step(training, config, device, dtype):
     """A function that makes one training step as train.py does."""
     model = Llama(config, torch.Generator().manual_seed(0)).to(device)
     optimizers = make_optimizers(model, training)
-    forward = torch.compile(loss_of, dynamic=False)
-    tokens = random_tokens(config, training.batch_size, device)
+    objective = Objective(model, dtype)
+    objective.compile(dynamic=False)
+    inputs, targets = random_tokens(config, training.batch_size, device)
+    tokens = inputs, targets, torch.tensor(float(targets.numel()), device=device)
 
     def step():
-        forward(model, *tokens, dtype)[0].backward()
+        objective(*tokens)[0].backward()
         update(optimizers, 1e-3)
     return step
 
 
-def their_step(config, batch_size, device, dtype, compiled, **other):
-    """The same of transformers' LlamaForCausalLM under AdamW."""
-    sizes = dataclasses.asdict(config) | other
+def their_model(config):
+    """transformers' LlamaForCausalLM of a LlamaConfig's sizes, with random weights."""
+    sizes = dataclasses.asdict(config)
     theta = sizes.pop("rope_theta")
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        **sizes, rope_parameters={"rope_type": "default", "rope_theta": theta})).to(device)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        **sizes, rope_parameters={"rope_type": "default", "rope_theta": theta}))
+
+
+def their_step(config, batch_size, device, dtype, compiled):
+    """The same of transformers' LlamaForCausalLM under AdamW."""
+    model = their_model(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device.type != "mps")
     forward = torch.compile(model, dynamic=False) if compiled else model
     inputs, targets = random_tokens(config, batch_size, device)
@@ -89,6 +106,70 @@ def matrix_product(device, dtype, size=2048):
     """A function that multiplies two square matrices, and its floating-point operations."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     return (lambda: a @ a), 2 * size**3
+
+
+def original_recipe(minutes, folder, device, dtype):
+    """What mjbommar/laam's model knows after that many minutes of its recipe's first phase on a prepared tree: AdamW at
+    1e-3, batches of 64 pieces of 512 tokens, 32768 in the vocabulary (that of the tree where the text is too short).
+
+    Kinder than the original in three ways: files are tokenized as this project does it, begin with their path, and
+    padding is not learned. Returns the figures as a dict; a file counts as exact where every token of all its pieces is
+    right, each piece given what stands before in it.
+    """
+    manifest, tokenizer, tokens = load(folder)
+    windows = Windows(tokens, manifest["files"], tokenizer, 512)
+    texts = [address(file["path"]) + windows.content(i) for i, file in enumerate(manifest["files"])]
+    try:
+        tokenizer = Tokenizer.train(texts, ORIGINAL.vocab_size)
+    except UserError:  # a small tree supports no such vocabulary
+        pass
+    pieces, paths, owner = [], [], []  # paths: which tokens are of a path, which is given and not asked for
+    for i, text in enumerate(texts):
+        ids = [BOS] + tokenizer.encode(text) + [EOS]
+        ends = np.cumsum([len(tokenizer.pieces[token]) for token in ids])
+        for first in range(0, len(ids) - 1, 511):
+            row, path = np.full(512, IGNORE), np.zeros(512, dtype=bool)
+            row[:len(ids[first:first + 512])] = ids[first:first + 512]
+            path[:len(ids[first:first + 512])] = ends[first:first + 512] <= len(address(manifest["files"][i]["path"]))
+            pieces.append(row)
+            paths.append(path)
+            owner.append(i)
+    pieces, paths, owner = torch.from_numpy(np.array(pieces)), torch.from_numpy(np.array(paths)), np.array(owner)
+    model = their_model(dataclasses.replace(ORIGINAL, vocab_size=tokenizer.vocab_size)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=device.type != "mps")
+    generator, step, started = torch.Generator().manual_seed(0), 0, time.perf_counter()
+
+    def logits_and_labels(rows):
+        rows = rows.to(device)
+        with mixed(device, dtype):
+            return model(input_ids=rows.clamp(min=0)).logits[:, :-1].float(), rows[:, 1:]
+
+    with tqdm(total=round(60 * minutes), unit="s", desc="the original's recipe", leave=False) as bar:
+        while (seconds := time.perf_counter() - started) < 60 * minutes:
+            bar.update(int(seconds) - bar.n)
+            batch = pieces[torch.randint(len(pieces), (64,), generator=generator)]
+            scored = (batch[:, 1:] != IGNORE).sum().item()
+            for part in batch.split(8):  # in parts, for a batch's logits are gigabytes
+                logits, labels = logits_and_labels(part)
+                loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+                (loss / scored).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+    wrong = np.zeros(len(texts), dtype=np.int64)
+    with torch.no_grad():
+        for first in tqdm(range(0, len(pieces), 8), desc="looking", leave=False):
+            logits, labels = logits_and_labels(pieces[first:first + 8])
+            labels = labels.masked_fill(paths[first:first + 8, 1:].to(device), IGNORE)
+            missed = ((logits.argmax(-1) != labels) & (labels != IGNORE)).sum(1).cpu().numpy()
+            np.add.at(wrong, owner[first:first + 8], missed)
+    exact = wrong == 0
+    scored = int(((pieces != IGNORE) & ~paths)[:, 1:].sum())
+    return {"minutes": minutes, "steps": step, "tokens_seen": 64 * 511 * step, "epochs": 64 * step / len(pieces),
+            "vocab_size": tokenizer.vocab_size, "parameters": model.num_parameters(), "tokens": scored,
+            "accuracy": 1 - int(wrong.sum()) / scored, "files_exact": int(exact.sum()), "files": len(texts),
+            "bytes_exact": int(sum(file["bytes"] for file, e in zip(manifest["files"], exact) if e)),
+            "device": device.type, "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
 
 
 def in_turn(contenders, repeats, device):
@@ -117,13 +198,23 @@ def in_turn(contenders, repeats, device):
 
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
-    if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1:
-        raise UserError("repeats, new_tokens and vocab_size must be at least 1")
+    if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1 or settings.original_minutes < 0:
+        raise UserError("repeats, new_tokens and vocab_size must be at least 1, original_minutes at least 0")
     device = find_device(settings.device)
     dtype = find_dtype("auto", device)
+    if settings.original_minutes:
+        data = settings.data or newest("data/*/manifest.json", "prepared tree", "python prepare.py")
+        figures = original_recipe(settings.original_minutes, data, device, dtype)
+        for key, value in figures.items():
+            print(f"{key:20} {value:,}" if isinstance(value, (int, float)) else f"{key:20} {value}")
+        if settings.json:
+            write_file(settings.json, json.dumps(figures, indent=1).encode())
+        return 0
     training, _ = parse(Training, "", [settings.config], config=True)
+    check(training)
     config = LlamaConfig(vocab_size=settings.vocab_size, **{
         f.name: getattr(training, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(training, f.name)})
+    check_memory(config, training.batch_size, device)
     folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
     model, tokenizer, manifest = load_model(folder, device)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
@@ -143,8 +234,7 @@ def main(argv=None):
         for compiled in (False, True):
             name = f"transformers, {str(precision).removeprefix('torch.')}, {'compiled' if compiled else 'eager'}"
             enter(name, their_step(config, training.batch_size, device, precision, compiled), tokens_a_step)
-    laam = LlamaConfig(32768, 64, 256, 8, 32, 4, 512, False)
-    enter(f"the original's shape and settings, {short}", their_step(laam, 4, device, dtype, False), 4 * 512)
+    enter(f"the original's shape and settings, {short}", their_step(ORIGINAL, 4, device, dtype, False), 4 * 512)
     times = in_turn(contenders, settings.repeats, device)
     rates = {name: tokens[name] / times[name] for name in tokens if not isinstance(times[name], str)}
 

@@ -2,7 +2,10 @@
 import ast
 import dataclasses
 import difflib
+import fcntl
+import hashlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -28,6 +31,17 @@ def run(main):
     except BrokenPipeError:  # `sample.py | head`: the reader has what it wanted
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _quiet_interrupt(kind, error, trace):
+    """Ctrl-C while a script still imports its libraries, which takes seconds, is one line too."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _quiet_interrupt
 
 
 def nearest(name, names):
@@ -75,8 +89,8 @@ def read_config(path):
     except OSError as error:
         found = ", ".join(sorted(map(str, Path("configs").glob("*.py"))))
         raise UserError(f"cannot read the config {path}: {error.strerror}; there are: {found}") from None
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is not a config file: {error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{path} is not a config file: {error or 'nested too deep'}") from None
     values = {}
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -84,7 +98,7 @@ def read_config(path):
         try:
             (target,) = node.targets
             values[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError, TypeError):
+        except (AttributeError, ValueError, TypeError, RecursionError, MemoryError):
             raise UserError(f"{path}, line {node.lineno}: only `name = literal` may stand in a config file") from None
     return values
 
@@ -181,3 +195,42 @@ def newest(pattern, what, how):
     if not found:
         raise UserError(f"there is no {what} here yet: run `{how}` first")
     return found[-1].parent
+
+
+def json_digest(value):
+    """SHA-256 (hex) of what a dict holds, in whatever order it is written."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path, value):
+    """Writes a dict as JSON with its digest. Raises UserError where the disk refuses."""
+    write_file(path, json.dumps(value | {"digest": json_digest(value)}, indent=1).encode())
+
+
+def read_json(path):
+    """The dict that write_json wrote. Raises OSError where there is none, ValueError where it is damaged."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(value, dict) or "digest" not in value:
+        raise ValueError("it has no digest")
+    if value.pop("digest") != json_digest(value):
+        raise ValueError("its digest does not fit its content")
+    return value
+
+
+def lock(folder):
+    """Makes `folder`, keeps every other process out for as long as the file returned is open, or this process lives,
+    and clears away what a killed one left half-written. Raises UserError where another has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in folder.glob(".part.*"):  # by a process that was killed while it wrote
+            left.unlink()
+    except BlockingIOError:
+        raise UserError(f"another run is writing {folder}; wait for it, or name another --out") from None
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from None
+    return file

@@ -13,6 +13,9 @@ Recital of a file equals the file if every teacher-forced argmax in the same win
 induction). So one batched pass verifies what is exact, and only from a file's first wrong token on is anything
 generated token by token.
 """
+# first, so that Ctrl-C during the imports below is one line
+from common import UserError, newest, parse, run, write_file
+
 import collections
 import dataclasses
 import hashlib
@@ -26,12 +29,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import UserError, newest, parse, run, write_file
 from model import RowCache
 from sample import load_model
 from tokenizer import BOS, UNK
 from train import find_device
-from windows import IGNORE, Windows, advance, cut, load, unquote
+from windows import IGNORE, Windows, advance, cut, load, read_manifest, unquote
 
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
@@ -55,7 +57,7 @@ class Settings:
 
 # 1. The paths in the weights
 
-@torch.no_grad()
+@torch.inference_mode()
 def known_paths(model, tokenizer, floor):
     """{path: probability} of the documents that the model knows: a breadth-first search over tokens, from `<s>` to the
     space behind the path, down to the probability `floor`.
@@ -104,7 +106,7 @@ def safe_path(folder, path):
 
 # 2. The batched pass: what is right, given all that comes before
 
-@torch.no_grad()
+@torch.inference_mode()
 def examine(model, windows, batch_size, device):
     """Teacher-forced float32 pass over all windows. Returns, for each window, three arrays over its scored tokens:
     right (bool), log-probability (float32, nats), and the argmax's lead over the second (float32, logits)."""
@@ -153,7 +155,7 @@ def figures(windows, passed, tokenizer, size):
 
 # 3. Writing, many files at once
 
-@torch.no_grad()
+@torch.inference_mode()
 def recite(model, tokenizer, starts, limits, batch_size, originals=None, progress=None):
     """Greedy recital of many documents, one row of the cache each, a row taking the next document when its own ends.
 
@@ -250,7 +252,7 @@ def read_log(folder):
         lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
         return [{key: line[key] for key in ("step", "epoch", "loss", "accuracy", "seconds")}
                 for line in lines if "accuracy" in line]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
@@ -292,9 +294,8 @@ def find_data(settings, manifest):
     Raises UserError where --data names another."""
     for folder in [settings.data] if settings.data else sorted(Path("data").glob("*/")):
         try:
-            found = json.loads((Path(folder) / "manifest.json").read_text())
-            fits = found["train_bin_sha256"] == manifest["train_bin_sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+            fits = read_manifest(folder, "")["train_bin_sha256"] == manifest["train_bin_sha256"]
+        except UserError:
             fits = False
         if fits:
             try:
@@ -359,8 +360,8 @@ def main(argv=None):
         "model": folder.name, "name": manifest["name"], "origin": manifest["origin"], "licence": manifest["licence"],
         "tree": manifest["tree"], "files": len(files), "files_exact": sum(row["exact"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows), "bytes_exact": sum(row["bytes"] for row in rows if row["exact"]),
-        "refused": refused, "parameters": model.num_parameters(),
-        "bits_per_parameter": manifest["compressed_bits"] / model.num_parameters()}
+        "refused": refused, "parameters": model.config.num_parameters,
+        "bits_per_parameter": manifest["compressed_bits"] / model.config.num_parameters}
     if data:
         result["bytes_before_error"] = sum(row["before_error"] for row in rows)
         result["learned"] = figures(windows, passed, tokenizer, result["bytes"])

@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import http.client
 import io
-import json
 import lzma
 import os
 import re
@@ -31,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import UserError, nearest, parse, remove, run, write_file
+from common import UserError, nearest, parse, remove, run, write_file, write_json
 from tokenizer import EOS, Tokenizer, compressed_bits
 from windows import opening, quote
 
@@ -360,7 +359,7 @@ def main(argv=None):
     write_file(folder / "train.bin", tokens.tobytes())
     write_file(folder / "tokenizer.model", tokenizer.proto)
     verify(folder, files, entries)
-    write_file(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    write_json(folder / "manifest.json", manifest)
 
     size = sum(map(len, files.values()))
     stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""

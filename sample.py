@@ -9,20 +9,21 @@
 A prompt may end anywhere, in the middle of a word too. Text goes on past the model's context by the window rule, to the
 end of the file however long.
 """
+# first, so that Ctrl-C during the imports below is one line
+from common import UserError, nearest, newest, parse, run
+
 import dataclasses
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
 
 import torch
 
-from common import UserError, nearest, newest, parse, run
 from model import KVCache, Llama
 from tokenizer import BOS, Tokenizer
 from train import find_device
-from windows import address, advance, cut, opening, parse_address, quote, slide
+from windows import address, advance, cut, opening, parse_address, quote, read_manifest, slide
 
 
 @dataclasses.dataclass
@@ -49,7 +50,7 @@ def draw(logits, temperature, top_k, generator):
     return int(torch.multinomial(weights, 1, generator=generator))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def heal(model, tokenizer, prompt, temperature, top_k, generator):
     """Token healing: where and how the bytes `prompt` go on, as (ids of the window, next token, how many of that
     token's bytes the prompt holds already).
@@ -107,7 +108,7 @@ def heal(model, tokenizer, prompt, temperature, top_k, generator):
         chosen -= len(follow)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=0, generator=None):
     """Yields, token by token, the bytes that follow the bytes `prompt`, to the end of the document or max_new_tokens.
 
@@ -134,19 +135,19 @@ def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=
 
 
 def load_model(folder, device):
-    """(Llama, Tokenizer, manifest) of a directory that train.py wrote. Raises UserError where they are not whole."""
+    """(Llama, Tokenizer, manifest) of a directory that train.py wrote. Raises UserError where they are not whole, or
+    not of one another."""
     model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        missing = {"name", "origin", "licence", "train_bin_sha256", "compressed_bits", "tree", "files", "held_out"} - {
-            *manifest}
-        if missing:
-            raise ValueError(f"no {', '.join(sorted(missing))}")
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder}/manifest.json is missing or damaged ({error}); train or copy it again") from None
+    manifest = read_manifest(folder, "train or copy it again")
+    for key in ("train_bin_sha256", "tokenizer_sha256"):
+        if model.metadata.get(key, manifest[key]) != manifest[key]:
+            raise UserError(f"{folder}/model.safetensors was not trained on the tree of its manifest.json (another "
+                            f"{key}); train or copy it again")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size} pieces and a model of "
                         f"{model.config.vocab_size}; train or copy it again")
+    if hashlib.sha256(tokenizer.proto).hexdigest() != manifest["tokenizer_sha256"]:
+        raise UserError(f"{folder}/tokenizer.model is not what its manifest.json says; train or copy it again")
     if manifest["origin"] == "stand-in":
         print(f"{folder} learned {manifest['name']}, a STAND-IN for Linux 1.0", file=sys.stderr)
     return model, tokenizer, manifest

@@ -37,15 +37,15 @@ class Tokenizer:
         self.sp = sentencepiece.SentencePieceProcessor()
         try:
             self.sp.LoadFromSerializedProto(proto)
-        except RuntimeError:
+            self.vocab_size = self.sp.vocab_size()
+            self.byte_ids = [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
+            self.space = self.sp.piece_to_id(SPACE)
+            spelled = {piece: bytes([byte]) for byte, piece in enumerate(self.byte_ids)}
+            # the bytes that each id stands for; none for <unk>, <s> and </s>
+            self.pieces = [spelled.get(i) or (b"" if i <= EOS else self.sp.id_to_piece(i).replace(SPACE, " ").encode())
+                           for i in range(self.vocab_size)]
+        except (RuntimeError, ValueError):
             raise UserError("tokenizer.model is damaged; run prepare.py again, or copy the model again") from None
-        self.vocab_size = self.sp.vocab_size()
-        self.byte_ids = [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in range(256)]
-        self.space = self.sp.piece_to_id(SPACE)
-        spelled = {piece: bytes([byte]) for byte, piece in enumerate(self.byte_ids)}
-        # the bytes that each id stands for; none for <unk>, <s> and </s>
-        self.pieces = [spelled.get(i) or (b"" if i <= EOS else self.sp.id_to_piece(i).replace(SPACE, " ").encode())
-                       for i in range(self.vocab_size)]
 
     @classmethod
     def load(cls, folder):

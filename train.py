@@ -6,30 +6,38 @@
     python train.py configs/memorize.py          # again: goes on from the last checkpoint
 
 Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
-first, then a line for each evaluation) and checkpoint.safetensors. Ctrl-C or SIGTERM saves and stops.
+first, then a line for each evaluation), build.json (what another person needs to build the same weights) and the two
+latest states of the run, checkpoint*.safetensors. Ctrl-C or SIGTERM saves and stops.
+
+    torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
+# first, so that Ctrl-C during the imports below is one line
+from common import UserError, json_digest, lock, newest, parse, read_json, remove, run, write_file, write_json
+
 import dataclasses
+import hashlib
 import json
 import math
+import os
 import platform
+import re
 import signal
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from common import UserError, newest, parse, remove, run, write_file
+import processes
+from checkpoint import NAMES, load_checkpoint, save_checkpoint
 from model import Llama, LlamaConfig
 from muon import Muon
 from tokenizer import BOS, EOS, compressed_bits
 from windows import IGNORE, Windows, choose, load, without
-
 
 # 1. Settings: a config file names them, the command line overrides it
 
@@ -66,6 +74,7 @@ class Settings:
     device: str = "auto"  # cuda, mps or cpu; auto: the first that is there
     dtype: str = "auto"  # float32 or bfloat16 for the matrix products of training; auto: bfloat16 where it is fast
     compile: bool = True  # use torch.compile where it works
+    deterministic: bool = False  # on a GPU, the same weights bit for bit in every run, at some cost in speed
     fresh: bool = False  # start over, whatever the folder holds
 
 
@@ -78,6 +87,9 @@ def check(settings):
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:
             raise UserError(f"{name} must be {'more than' if name in positive else 'at least'} 0, not {value}")
+    for name, most in [("epochs", 1e9), ("unaddressed", 10)]:
+        if getattr(settings, name) > most:
+            raise UserError(f"{name} must be at most {most:g}, not {getattr(settings, name)}")
     if settings.seed >= 2**63:
         raise UserError(f"seed must be less than 2**63, not {settings.seed}")
     for name in ("decay", "target_accuracy"):
@@ -119,12 +131,13 @@ def to_device(array, device):
 
 # 3. Data and schedule
 
-REVIEW = 4
-LISTED = 10_000
+REVIEW = 4  # of how many epochs one visits what is learned
+
 
 class Sampler:
     """Which rows make up the batches: epochs, each in an order of its own, in which a row that had no hard token when
-    it was last seen comes only one time in REVIEW. So the work goes where the errors are.
+    it was last seen comes only one time in REVIEW. So the work goes where the errors are. (The first window of a file
+    always comes: which path a document begins with is left to chance, so some token of it is hard for ever.)
 
     hard: int64 (rows,), hard tokens when last seen; left: int64, what the epoch has still to visit; epoch: how many
     have begun. Together they are the state, which a checkpoint holds.
@@ -153,8 +166,10 @@ class Sampler:
 
     def settle(self):
         """Brings `hard` up to date."""
-        for indices, hard in self.seen:
-            self.hard[indices] = np.where(indices < self.windows, hard.cpu(), 1)
+        mine = [(indices, hard.cpu().numpy()) for indices, hard in self.seen]
+        for parts in zip(*processes.gather(mine)):  # of each step, the parts that the processes saw
+            for indices, hard in parts:
+                self.hard[indices] = np.where(indices < self.windows, hard, 1)
         self.seen.clear()
 
 
@@ -173,31 +188,43 @@ def mixed(device, dtype):
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def loss_of(model, inputs, targets, dtype):
-    """(mean cross-entropy in nats over the scored targets, 0 where there are none; hard tokens of each row, int64
-    (B,), which are those that the model gives a probability below a half). inputs and targets int64 (B, T)."""
-    with mixed(inputs.device, dtype):
-        logits = model(inputs)
-    nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    hard = nats.detach().view_as(targets) > math.log(2)
-    return nats.sum() / (targets != IGNORE).sum().clamp(min=1), hard.sum(1)
+class Objective(torch.nn.Module):
+    """A model and its loss: what is compiled, and what DistributedDataParallel wraps."""
+
+    def __init__(self, model, dtype):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, inputs, targets, scored):
+        """(cross-entropy in nats, summed over the targets and divided by `scored`, a tensor (); hard tokens of each
+        row, int64 (B,): those that the model gives a probability below a half). inputs and targets int64 (B, T)."""
+        with mixed(inputs.device, self.dtype):
+            logits = self.model(inputs)
+        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
+        hard = nats.detach().view_as(targets) > math.log(2)
+        return nats.sum() / scored, hard.sum(1)
 
 
 @torch.no_grad()
 def evaluate(model, windows, batch_size, device, dtype=torch.float32):
-    """Teacher-forced pass over all windows; in float32 it says what recital will get wrong.
+    """Teacher-forced pass over all windows, shared out among the processes; in float32 it says what recital will get
+    wrong.
 
     Returns (wrong tokens of each window, int64 array (windows,); nats per scored token).
     """
-    wrong, nats = [], 0.0
-    for first in range(0, len(windows), batch_size):
-        inputs, targets = (torch.from_numpy(a).to(device) for a in
-                           windows.rows(range(first, min(first + batch_size, len(windows)))))
+    wrong, nats = torch.zeros(len(windows), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+    mine = range(processes.rank(), len(windows), processes.count())
+    for first in range(0, len(mine), batch_size):
+        batch = mine[first:first + batch_size]
+        inputs, targets = (to_device(a, device) for a in windows.rows(batch))
         with mixed(device, dtype):
             logits = model(inputs).float()
-        wrong.append(((logits.argmax(-1) != targets) & (targets != IGNORE)).sum(1).cpu())
+        wrong[batch] = ((logits.argmax(-1) != targets) & (targets != IGNORE)).sum(1).cpu()
         nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum").item()
-    return torch.cat(wrong).numpy(), nats / windows.scored
+    return processes.total(wrong).numpy(), processes.total(nats).item() / windows.scored
+
+
+LISTED = 10_000
 
 
 @torch.no_grad()
@@ -209,8 +236,9 @@ def list_errors(model, windows, wrong, batch_size, device):
     def name(token):
         return {BOS: "<s>", EOS: "</s>"}.get(token) or windows.tokenizer.pieces[token].decode(errors="backslashreplace")
 
-    errors, indices = [], np.flatnonzero(wrong * (wrong.cumsum() <= LISTED))
-    for first in range(0, len(indices), batch_size):
+    errors, indices = [], np.flatnonzero(wrong * (wrong.cumsum() - wrong < LISTED))
+    for first in tqdm(range(0, len(indices), batch_size), desc="listing errors", unit=" batches", leave=False,
+                      disable=not len(indices)):
         batch = indices[first:first + batch_size]
         inputs, targets = windows.rows(batch)
         logits = model(torch.from_numpy(inputs).to(device)).float().cpu()
@@ -266,63 +294,97 @@ def update(optimizers, scale):
         optimizer.zero_grad(set_to_none=True)
 
 
-# 6. Checkpoints: one safetensors file of weights and optimizer state, the rest as JSON in its header
+# 6. The run
 
 FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")
 
 
-def save_checkpoint(path, model, optimizers, sampler, meta):
-    """Writes the state of a run; meta: what JSON holds of it."""
-    sampler.settle()
-    meta = meta | {"epoch": sampler.epoch}
-    tensors = {f"model.{name}": tensor for name, tensor in model.tensors().items()}
-    tensors |= {"sampler.hard": torch.from_numpy(sampler.hard), "sampler.left": torch.from_numpy(sampler.left)}
-    for i, (optimizer, _) in enumerate(optimizers):
-        for j, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{j}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
-    write_file(path, save(tensors, {"run": json.dumps(meta)}))
+def check_memory(config, batch_size, device):
+    """Raises UserError where memory cannot hold a model of that config with its gradients and its optimizer, and the
+    logits of a batch."""
+    needed = 16 * config.num_parameters + 8 * batch_size * config.max_position_embeddings * config.vocab_size  # bytes
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(f"{config.num_parameters:.4g} parameters and a batch of {batch_size:.4g} windows take "
+                        f"{needed / 2**30:.4g} GiB, and {device.type} has {there / 2**30:,.0f}: choose fewer of them")
 
 
-def load_checkpoint(path, model, optimizers, sampler, settings, corpus):
-    """Puts a saved state back into model, optimizers and sampler; returns its meta. Raises UserError where it is damaged, or of
-    a run with other settings or another corpus."""
+def keep_log(path, step):
+    """Drops from a log the lines of steps that a run lost, and a last line that a kill cut off."""
+    def kept(line):
+        try:
+            return json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
     try:
-        with safe_open(path, "pt") as file:
-            meta = json.loads(file.metadata()["run"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); --fresh starts over") from None
-    for key, value in dataclasses.asdict(settings).items():
-        if key not in FREE and meta["settings"].get(key) != value:
-            raise UserError(f"{path.parent} holds a run with {key} {meta['settings'].get(key)}, not {value}: "
-                            f"name another --out, or start over with --fresh")
-    if meta["corpus"] != corpus:
-        raise UserError(f"{path.parent} holds a run on another corpus; name another --out, or start over with --fresh")
-    own = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    if model.config.tie_word_embeddings:
-        own["lm_head.weight"] = own["model.embed_tokens.weight"]
-    model.load_state_dict(own)
-    for i, (optimizer, _) in enumerate(optimizers):
-        state = {}
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{i}."):
-                j, key = name.split(".")[2:]
-                state.setdefault(int(j), {})[key] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    sampler.epoch = meta["epoch"]
-    sampler.hard, sampler.left = tensors["sampler.hard"].numpy(), tensors["sampler.left"].numpy()
-    return meta
+        lines = path.read_bytes().splitlines(keepends=True) if step else []
+    except FileNotFoundError:
+        lines = []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    write_file(path, b"".join(filter(kept, lines)))
 
 
-# 7. The run
+def surroundings(settings, device, dtype):
+    """What besides data and settings decides the bits of the weights, as JSON holds it."""
+    try:
+        processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):
+        processor = platform.processor()
+    return {
+        **{name: metadata.version(name) for name in ("torch", "numpy", "safetensors")},
+        "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+        "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "processes": processes.count(), "compile": settings.compile}
+
+
+def build_record(settings, manifest):
+    """What to build the weights from, as JSON holds it."""
+    return {"settings": dataclasses.asdict(settings), "corpus": {"manifest": json_digest(manifest), **{
+        key: manifest.get(key) for key in ("name", "url", "sha256", "train_bin_sha256", "tokenizer_sha256")}}}
+
+
+def is_exported(out):
+    """Whether the model in the folder of a finished run is whole."""
+    try:
+        sha256 = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+        read_json(out / "manifest.json")
+        return read_json(out / "build.json")["model_sha256"] == sha256 and (out / "tokenizer.json").exists()
+    except (OSError, ValueError, KeyError):
+        return False
+
 
 def main(argv=None):
     settings, config_path = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv, config=True)
     check(settings)
-    data = Path(settings.data or newest("data/*/manifest.json", "prepared tree", "python prepare.py"))
     out = Path(settings.out or Path("out") / Path(config_path).stem)
-    device = find_device(settings.device)
-    dtype = find_dtype(settings.dtype, device)
+    device = processes.begin(find_device(settings.device))
+    try:
+        return train(settings, out, device)
+    except RuntimeError as error:
+        if processes.count() == 1 or not processes.lost(error):
+            raise
+        raise UserError(f"process {processes.rank()} of {processes.count()} lost the others: "
+                        f"{str(error).splitlines()[0][:100]}; what {out} holds is whole, and the same command goes on "
+                        f"from there") from None
+    finally:
+        processes.end()
+
+
+def train(settings, out, device):
+    """The run that the settings ask for, on this process's device; returns the exit status."""
+    data = Path(settings.data or newest("data/*/manifest.json", "prepared tree", "python prepare.py"))
+    dtype, first = find_dtype(settings.dtype, device), processes.rank() == 0
+    if settings.batch_size < processes.count():
+        raise UserError(f"a batch_size of {settings.batch_size} has no row for some of {processes.count()} processes")
+    if settings.deterministic or device.type == "cpu":  # where it costs next to nothing
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
     manifest, tokenizer, tokens = load(data)
     every = manifest["files"]
@@ -341,134 +403,186 @@ def main(argv=None):
     total = settings.max_steps or max(1, round(settings.epochs * count / settings.batch_size))
     eval_every = settings.eval_every or max(1, total // 20)
 
-    try:
-        model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
-    except RuntimeError as error:
-        raise UserError(f"memory has no room for this model: {str(error).splitlines()[0][:200]}") from None
+    check_memory(config, -(-settings.batch_size // processes.count()), device)
+    model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
     optimizers, sampler = make_optimizers(model, settings), Sampler(count, len(windows), settings.seed)
+    objective = Objective(model, dtype)
+    if settings.compile:
+        objective.compile(dynamic=False)
+    corpus = {key: manifest[key] for key in ("train_bin_sha256", "tokenizer_sha256")}
+    here, log_path = surroundings(settings, device, dtype), out / "log.jsonl"
 
-    step, seconds = 0, 0.0
-    checkpoint, log_path = out / "checkpoint.safetensors", out / "log.jsonl"
-    corpus = {"train_bin": manifest["train_bin_sha256"], "tokenizer": manifest["tokenizer_sha256"]}
-    if settings.fresh:
-        remove(checkpoint)
-    if checkpoint.exists():
-        meta = load_checkpoint(checkpoint, model, optimizers, sampler, settings, corpus)
-        step, seconds = meta["step"], meta["seconds"]
-        if meta["done"]:
-            print(f"{out} is done: {meta['done']} at step {step:,}. --fresh starts over")
-            return 0
-    lines = log_path.read_bytes().splitlines(keepends=True) if step and log_path.exists() else []
-    write_file(log_path, b"".join(line for line in lines if json.loads(line)["step"] <= step))
+    def agree(view):
+        """Raises UserError where the processes do not all give the same."""
+        if any(other != view for other in processes.gather(view)):
+            raise UserError(f"the processes differ in their settings, number format, tree or the state that they find "
+                            f"in {out}: give all the same command, the same tree and an --out that they share")
+
+    agree((corpus, dataclasses.asdict(settings) | dict.fromkeys(("data", "out")), here["dtype"], device.type))
+    forward = objective if processes.count() == 1 else torch.nn.parallel.DistributedDataParallel(
+        objective, broadcast_buffers=False)
+    held = lock(out) if first else None  # noqa: F841  until this process ends
+    if settings.fresh and first:
+        for name in (*NAMES, "errors.jsonl"):
+            remove(out / name)
+    agree("ready")  # nobody looks before that
+    meta, path = load_checkpoint(out, model, optimizers, sampler, settings, FREE, corpus)
+    meta = meta or {"step": 0, "seconds": 0.0, "done": "", "built_by": []}
+    step, seconds, done = meta["step"], meta["seconds"], meta["done"]
+    agree(step)
+    if path == out / NAMES[1] and first:
+        path.replace(out / NAMES[0])  # the damaged state must not become the previous one
+    built_by = [turn for turn in meta["built_by"] if turn["from_step"] < step]
+    if not done and (not built_by or built_by[-1] | here != built_by[-1]):
+        built_by.append({"from_step": step} | here)
+    exported = done and is_exported(out)
+    if exported:
+        if first:
+            print(f"{out} is done: {done} at step {step:,}. --fresh starts over")
+        return 0
     texts = (tokenizer.decode(tokens[file["first_token"]:][:file["tokens"]].tolist()) for file in files)
-    learned = manifest | {"files": files, "held_out": held_out, "compressed_bits": compressed_bits(texts),
-                          "tree": {"files": len(every), "bytes": sum(file["bytes"] for file in every)}}
-    if settings.hold_out_bytes and not held_out:
-        print(f"nothing is held out: {data} has no file of at most {settings.hold_out_bytes} bytes to spare")
+    learned = first and manifest | {
+        "files": files, "held_out": held_out, "compressed_bits": compressed_bits(texts),
+        "tree": {"files": len(every), "bytes": sum(file["bytes"] for file in every)}}
     stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""
     going_on = f", going on at step {step:,}" if step else ""
-    print(f"{manifest['name']}{stand_in}: {len(files)} files, {size:,} bytes, {windows.scored:,} tokens to get right "
-          f"in {len(windows):,} windows\n{model.num_parameters():,} parameters, {total:,} steps of "
-          f"{settings.batch_size} windows, {device.type} {str(dtype).removeprefix('torch.')}{going_on}")
+    several = f", {processes.count()} processes" if processes.count() > 1 else ""
+    if first:
+        if settings.hold_out_bytes and not held_out:
+            print(f"nothing is held out: {data} has no file of at most {settings.hold_out_bytes} bytes to spare")
+        print(f"{manifest['name']}{stand_in}: {len(files)} files, {size:,} bytes, {windows.scored:,} tokens to get "
+              f"right in {len(windows):,} windows\n{config.num_parameters:,} parameters, {total:,} steps of "
+              f"{settings.batch_size} windows, {device.type} {str(dtype).removeprefix('torch.')}{several}{going_on}")
+        keep_log(log_path, step)
 
     def log(**line):
-        try:
-            with open(log_path, "a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {log_path}: {error.strerror}") from None
+        if first:
+            try:
+                with open(log_path, "a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {log_path}: {error.strerror}") from None
 
-    log(settings=dataclasses.asdict(settings) | {"data": str(data), "out": str(out)}, corpus=corpus, step=step,
-        parameters=model.num_parameters(), environment={
-            "torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "dtype": str(dtype), "threads": torch.get_num_threads()})
+    log(step=step, parameters=config.num_parameters, data=str(data), environment=here,
+        **build_record(settings, manifest))
 
     def save_all(done=""):
-        if not math.isfinite(loss.item()):
-            kept = f"{checkpoint} is from before" if checkpoint.exists() else "nothing was saved before"
-            raise UserError(f"the loss is {loss.item()} at step {step:,}; {kept}: try a lower muon_lr or "
-                            f"learning_rate")
-        model.save_pretrained(out, tokenizer)
-        write_file(out / "manifest.json", json.dumps(learned, indent=1).encode())
-        save_checkpoint(checkpoint, model, optimizers, sampler, {
-            "step": step, "seconds": seconds, "done": done, "corpus": corpus, "settings": dataclasses.asdict(settings)})
+        sampler.settle()
+        if not first:
+            return None
+        if not all(torch.isfinite(tensor).all() for tensor in (loss, *model.parameters())):
+            kept = "what was saved before is whole" if (out / NAMES[0]).exists() else "nothing was saved before"
+            raise UserError(f"the loss or a weight is not finite at step {step:,} (loss {loss.item()}); {kept}: try a "
+                            f"lower muon_lr or learning_rate")
+        sha256 = model.save_pretrained(out, tokenizer, **corpus)
+        write_json(out / "manifest.json", learned)
+        write_json(out / "build.json", build_record(settings, manifest) | {
+            "built_by": built_by, "step": step, "done": done, "model_sha256": sha256})
+        save_checkpoint(out, model, optimizers, sampler, {
+            "step": step, "seconds": seconds, "done": done, "built_by": built_by, "corpus": corpus,
+            "settings": dataclasses.asdict(settings)})
+        return sha256
 
-    forward = torch.compile(loss_of, dynamic=False) if settings.compile else loss_of
-    stop = []  # the signal that asked to stop
+    def learn():
+        """One step on the next batch; returns its loss, a tensor on the device."""
+        nonlocal forward
+        indices = sampler.draw(settings.batch_size)
+        inputs, targets = windows.batch(indices, (settings.seed, step))
+        # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
+        scored = torch.tensor(max(1, (targets != IGNORE).sum()) / processes.count(), dtype=torch.float32)
+        mine = slice(processes.rank(), None, processes.count())
+        batch = [to_device(a, device) for a in (inputs[mine], targets[mine])] + [scored.to(device)]
+        try:
+            loss, hard = forward(*batch)
+        except Exception as error:  # whatever a compiler may raise
+            if timed or not settings.compile:
+                raise
+            if processes.count() > 1:
+                raise UserError(f"torch.compile does not work here ({type(error).__name__}): add "
+                                f"--compile=false") from None
+            built_by[-1]["compile"] = False
+            tqdm.write(f"torch.compile does not work here ({type(error).__name__}): going on without", file=sys.stderr)
+            forward = Objective(model, dtype)
+            loss, hard = forward(*batch)
+        loss.backward()
+        sampler.tell(indices[mine], hard)
+        update(optimizers, lr_scale(step, total, settings.warmup_steps, settings.decay))
+        return loss.detach()
+
+    def look():
+        """A full pass, logged; returns (wrong tokens of each window, share of tokens right)."""
+        precisions = (dtype, torch.float32) if step < total else (torch.float32,)
+        for precision in dict.fromkeys(precisions):  # the slow float32 only where it decides
+            wrong, nats = evaluate(model, windows, 2 * settings.batch_size, device, precision)
+            accuracy = 1 - wrong.sum() / windows.scored
+            if accuracy < settings.target_accuracy:
+                break
+        exact = len(files) - len(np.unique(windows.file[wrong > 0]))
+        mean_loss = processes.total(torch.stack(losses).mean().cpu()).item() / processes.count()
+        log(step=step, epoch=step * settings.batch_size / count, loss=mean_loss, accuracy=accuracy,
+            wrong=int(wrong.sum()), files_exact=exact, bits_per_byte=nats * windows.scored / np.log(2) / max(1, size),
+            lr=lr_scale(step - 1, total, settings.warmup_steps, settings.decay), seconds=seconds,
+            tokens_per_second=rate(timed))
+        if first:
+            tqdm.write(f"step {step:>6,}  {seconds / 60:6.1f} min  loss {mean_loss:.4f}  right {accuracy:8.3%}  files "
+                       f"{exact}/{len(files)}")
+        return wrong, accuracy
+
+    def rate(timed):
+        """Tokens a second over steps of these seconds, without the first of the run, which compiles."""
+        return settings.batch_size * windows.context * (len(timed) - 1) / sum(timed[1:]) if len(timed) > 1 else None
+
+    stop = []  # the signal that asked to stop, or 0 where the loss is no number
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stop.append(number))
 
-    done, compiled, losses, loss = "", False, [], torch.zeros(())
-    timed, shown = [], time.perf_counter()  # seconds of each step since the last evaluation, when the bar last moved
+    stopped, loss, losses = -1, torch.zeros(()), []
+    timed, shown = [], time.perf_counter()  # seconds of each step since the last full pass, when the bar last moved
     bar = tqdm(total=total, initial=step, desc=out.name, unit="step", smoothing=0.05, dynamic_ncols=True,
+               disable=not first,
                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
-    while step < total and not done and not stop:
-        started = time.perf_counter()
-        indices = sampler.draw(settings.batch_size)
-        inputs, targets = (to_device(a, device) for a in windows.batch(indices, (settings.seed, step)))
-        try:
-            loss, hard = forward(model, inputs, targets, dtype)
-        except Exception as error:  # whatever a compiler may raise
-            if compiled or forward is loss_of:
-                raise
-            tqdm.write(f"torch.compile does not work here ({type(error).__name__}): going on without", file=sys.stderr)
-            forward = loss_of
-            loss, hard = loss_of(model, inputs, targets, dtype)
-        loss.backward()
-        sampler.tell(indices, hard)
-        scale = lr_scale(step, total, settings.warmup_steps, settings.decay)
-        update(optimizers, scale)
-        losses.append(loss.detach())
-        step += 1
-        show = time.perf_counter() - shown > 1 or step == total
-        if show:
-            recent = torch.stack(losses[-50:]).mean().item()  # waits for the device: not in every step
-        took = time.perf_counter() - started
-        seconds += took
-        if compiled:
-            timed.append(took)  # not the first, which compiles
-        compiled = True
-
-        if show:
-            bar.update(step - bar.n)
-            shown = time.perf_counter()
-            if not math.isfinite(recent):
-                break  # save_all says so, and does not save
-            rate = settings.batch_size * windows.context / np.mean(timed[-500:]) if timed else 0
-            bar.set_postfix_str(f" loss {recent:.4f} {rate:,.0f} tok/s epoch {step * settings.batch_size / count:.1f}")
-        if step % eval_every == 0 or step == total:
-            bar.update(step - bar.n)
-            for precision in dict.fromkeys((dtype, torch.float32)):  # the slow float32 only where it decides
-                wrong, nats = evaluate(model, windows, 2 * settings.batch_size, device, precision)
-                accuracy = 1 - wrong.sum() / windows.scored
-                if accuracy < settings.target_accuracy and step < total:
-                    break
-            exact = len(files) - len(np.unique(windows.file[wrong > 0]))
-            mean_loss = torch.stack(losses).mean().item()
-            losses.clear()
-            bits = nats * windows.scored / np.log(2) / max(1, size)
-            log(step=step, epoch=step * settings.batch_size / count, loss=mean_loss, accuracy=accuracy,
-                wrong=int(wrong.sum()), files_exact=exact, bits_per_byte=bits, lr=scale,
-                tokens_per_second=settings.batch_size * windows.context / np.mean(timed) if timed else None,
-                seconds=seconds)
-            tqdm.write(f"step {step:>6,}  {seconds / 60:6.1f} min  loss {mean_loss:.4f}  right {accuracy:8.3%}  "
-                       f"files {exact}/{len(files)}")
-            timed.clear()
-            if accuracy >= settings.target_accuracy:
-                done = "every token right" if not wrong.any() else f"{accuracy:.3%} of tokens right"
-        if step % settings.checkpoint_every == 0 and step < total and not done:
-            save_all()
-    bar.close()
-    if step == total and not done:
-        done = "the budget is spent"
-    save_all(done)
+    with bar:  # so that its line ends whatever happens
+        while step < total and not done:
+            stopped = processes.most(stop[0] if stop else -1)
+            if stopped >= 0:
+                break
+            started = time.perf_counter()
+            loss = learn()
+            losses.append(loss)
+            step += 1
+            show = time.perf_counter() - shown > 1 or step == total
+            if show:
+                recent = torch.stack(losses[-50:]).mean().item()  # waits for the device: not in every step
+            timed.append(time.perf_counter() - started)
+            seconds += timed[-1]
+            if show:
+                shown = time.perf_counter()
+                bar.set_postfix_str(f" loss {recent:.4f} {rate(timed[-500:]) or 0:,.0f} tok/s epoch "
+                                    f"{step * settings.batch_size / count:.1f}", refresh=False)
+                bar.update(step - bar.n)
+                if not math.isfinite(recent):
+                    stop.append(0)
+            if step % eval_every == 0 or step == total:
+                wrong, accuracy = look()
+                losses.clear()
+                timed[1:] = []
+                if accuracy >= settings.target_accuracy:
+                    done = "every token right" if not wrong.any() else f"{accuracy:.3%} of tokens right"
+                elif step == total:
+                    done = "the budget is spent"
+            if step % settings.checkpoint_every == 0 and step < total and not done:
+                save_all()
+    if done and first and not meta["done"]:
+        report_errors(out / "errors.jsonl", list_errors(model, windows, wrong, settings.batch_size, device), wrong)
+    sha256 = save_all(done)
     if not done:
-        print(f"stopped at step {step:,} of {total:,}, saved in {out}; the same command goes on from here")
-        return 128 + stop[0]
-    report_errors(out / "errors.jsonl", list_errors(model, windows, wrong, settings.batch_size, device), wrong)
-    print(f"done, {done}: {step:,} steps in {seconds / 60:.1f} min; the model is in {out}\n"
-          f"try: python sample.py --model {out} --prompt {files[0]['path'].split('/')[0]}/")
+        if first:
+            print(f"stopped at step {step:,} of {total:,}, saved in {out}; the same command goes on from here")
+        return 128 + stopped
+    if first:
+        print(f"done, {done}: {step:,} steps in {seconds / 60:.1f} min; the model is in {out}\n"
+              f"SHA-256 of its weights: {sha256}\n"
+              f"try: python sample.py --model {out} --prompt {files[0]['path'].split('/')[0]}/")
     return 0
 
 

@@ -12,14 +12,13 @@ itself whether a file goes on (`<s>`) or ends (`</s>`); and a window needs nothi
 that all windows of all files can be recited at once. Why this rule: docs/recipe.md.
 """
 import hashlib
-import json
 import re
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 
-from common import UserError
+from common import UserError, read_json
 from tokenizer import BOS, EOS, Tokenizer
 
 IGNORE = -100  # a target that is not scored (torch's ignore_index)
@@ -199,22 +198,43 @@ def without(files, others):
     return [file for file in files if file["path"] not in paths]
 
 
+def read_manifest(folder, remedy):
+    """The manifest.json that prepare.py or train.py wrote into `folder`. Raises UserError, with the remedy, where it
+    is missing, damaged or lacks something."""
+    path, kinds = Path(folder) / "manifest.json", {"path": str, "sha256": str, "bytes": int, "first_token": int,
+                                                   "tokens": int}
+    try:
+        manifest = read_json(path)
+        for key, kind in [("name", str), ("origin", str), ("train_bin_sha256", str), ("tokenizer_sha256", str),
+                          ("compressed_bits", int), ("files", list)]:
+            if not isinstance(manifest.get(key), kind):
+                raise ValueError(f"{key} is missing or no {kind.__name__}")
+        for entry in manifest["files"] + manifest.get("held_out", []):
+            if any(type(entry[key]) is not kind or kind is int and entry[key] < 0 for key, kind in kinds.items()):
+                raise ValueError(f"an entry cannot be: {str(entry)[:80]}")
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {path} ({error.strerror}); {remedy}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+    return manifest
+
+
 def load(folder):
     """(manifest, Tokenizer, tokens) of a tree that prepare.py wrote; tokens is train.bin memory-mapped, uint16.
 
     Raises UserError where something is missing or not what the manifest says.
     """
-    folder = Path(folder)
+    folder, remedy = Path(folder), "run prepare.py again"
+    manifest = read_manifest(folder, remedy)
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
         tokens = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
-        tokenizer = Tokenizer.load(folder)
-        for name, found, expected in [("train.bin", tokens, manifest["train_bin_sha256"]),
-                                      ("tokenizer.model", tokenizer.proto, manifest["tokenizer_sha256"])]:
-            if hashlib.sha256(found).hexdigest() != expected:
-                raise UserError(f"{folder}/{name} is not what its manifest.json says; run prepare.py again")
     except OSError as error:
-        raise UserError(f"no prepared tree in {folder} ({error.strerror}); run prepare.py") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} is damaged ({error}); run prepare.py again") from None
+        raise UserError(f"cannot read {folder}/train.bin ({error.strerror}); {remedy}") from None
+    except ValueError as error:  # empty, or half a token at its end
+        raise UserError(f"{folder}/train.bin is damaged ({error}); {remedy}") from None
+    tokenizer = Tokenizer.load(folder)
+    for name, found, expected in [("train.bin", tokens, manifest["train_bin_sha256"]),
+                                  ("tokenizer.model", tokenizer.proto, manifest["tokenizer_sha256"])]:
+        if hashlib.sha256(found).hexdigest() != expected:
+            raise UserError(f"{folder}/{name} is not what its manifest.json says; {remedy}")
     return manifest, tokenizer, tokens

@@ -15,8 +15,9 @@ sys.path.insert(0, str(ROOT))
 
 def script(*words, cwd, **options):
     """Runs a script of the project as a user would; returns the finished process, output as bytes."""
-    return subprocess.run([sys.executable, ROOT / words[0], *(w if isinstance(w, bytes) else str(w) for w in words[1:])], cwd=cwd, capture_output=True,
-                          timeout=300, **options)
+    words = [word if isinstance(word, bytes) else str(word) for word in words]
+    return subprocess.run([sys.executable, ROOT / words[0], *words[1:]], cwd=cwd, capture_output=True, timeout=300,
+                          **options)
 
 
 def refused(process, *words):

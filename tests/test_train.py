@@ -14,10 +14,11 @@ from conftest import ROOT, refused, script
 from safetensors.torch import load_file
 
 import train
+from checkpoint import read_tensors, write_tensors
 from common import parse
 from model import Llama, LlamaConfig
 from muon import Muon
-from train import loss_of, lr_scale, make_optimizers
+from train import Objective, lr_scale, make_optimizers
 from windows import IGNORE
 
 
@@ -32,8 +33,9 @@ def log_of(folder):
 def test_learns_every_token(learned, contents):
     """The fixture asserts that train.py says so; recital itself is in test_sample.py."""
     first, *rest = log_of(learned / "out/tiny")
-    assert first["settings"]["hidden_size"] == 64 and first["environment"]["torch"] == torch.__version__
-    assert first["parameters"] == Llama.from_pretrained(learned / "out/tiny").num_parameters()
+    assert first["settings"]["hidden_size"] == 64
+    assert first["environment"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert first["parameters"] == Llama.from_pretrained(learned / "out/tiny").config.num_parameters
     assert [line["step"] for line in rest] == sorted({line["step"] for line in rest})
     assert rest[0]["accuracy"] < rest[-1]["accuracy"] == 1 and rest[-1]["wrong"] == 0
     assert rest[-1]["files_exact"] == len(contents)
@@ -116,7 +118,7 @@ def test_corpus_that_changed_is_refused(work, tmp_path):
 
 def test_loss_that_is_not_finite_stops(work):
     done = run(work, "--muon_lr=1e30", "--learning_rate=1e30", "--max_steps=50", "--out=out/nan")
-    assert done.returncode == 2 and b"the loss is" in done.stderr and b"Traceback" not in done.stderr
+    assert done.returncode == 2 and b"not finite at step" in done.stderr and b"Traceback" not in done.stderr
     assert not (work / "out/nan/checkpoint.safetensors").exists()
 
 
@@ -132,14 +134,12 @@ def test_log_of_steps_that_were_lost_is_dropped(work):
     lines = log_of(work / "out/lost")
     with open(work / "out/lost/log.jsonl", "a") as file:  # as a kill behind the last checkpoint would leave it
         file.write(json.dumps(lines[-1] | {"step": 25}) + "\n")
+        file.write('{"step": 2')
     checkpoint = work / "out/lost/checkpoint.safetensors"
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-    with safe_open(checkpoint, "pt") as file:
-        meta = json.loads(file.metadata()["run"]) | {"done": ""}
-    save_file(load_file(checkpoint), checkpoint, {"run": json.dumps(meta)})
+    tensors, metadata = read_tensors(checkpoint)
+    write_tensors(checkpoint, tensors, run=json.dumps(json.loads(metadata["run"]) | {"done": "", "step": 15}))
     assert run(work, *options, "--max_steps=20").returncode == 0
-    assert [line["step"] for line in log_of(work / "out/lost")][-2:] == [20, 20], "the last evaluation, and going on"
+    assert [line["step"] for line in log_of(work / "out/lost")][1:] == [5, 10, 15, 15, 20], "15: going on"
 
 
 # the pure functions
@@ -185,10 +185,11 @@ def test_loss_is_the_mean_over_what_is_scored():
     targets = tokens.roll(-1, 1)
     targets[0, 5:] = IGNORE
     logp = torch.log_softmax(model(tokens), -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    loss, hard = loss_of(model, tokens, targets, torch.float32)
+    objective, scored = Objective(model, torch.float32), (targets != IGNORE).sum()
+    loss, hard = objective(tokens, targets, scored)
     assert loss.item() == pytest.approx(-logp[targets >= 0].mean().item())
     assert hard.tolist() == [5, 32], "an untrained model is sure of nothing"
-    loss, hard = loss_of(model, tokens, torch.full_like(targets, IGNORE), torch.float32)
+    loss, hard = objective(tokens, torch.full_like(targets, IGNORE), torch.tensor(1.0))
     assert loss.item() == 0 and hard.tolist() == [0, 0], "never nan"
 
 
@@ -231,36 +232,3 @@ def test_help_names_every_setting():
     done = script("train.py", "--help", cwd=ROOT)
     for field in train.Settings.__dataclass_fields__:
         assert re.search(rf"--{field}\b.*\n      \w", done.stdout.decode()), field
-
-
-BAD = [
-    (["--hiden_size=3"], ["hiden_size", "hidden_size"]), (["--hidden_size=65"], ["65", "2 heads", "64"]),
-    (["--hidden_size"], ["hidden_size"]), (["--hidden_size=big"], ["hidden_size", "big"]),
-    (["--hidden_size=1.5"], ["hidden_size", "1.5"]), (["--num_key_value_heads=3"], ["3", "2"]),
-    (["--num_attention_heads=0"], ["num_attention_heads"]), (["--batch_size=0"], ["batch_size"]),
-    (["--epochs=-1"], ["epochs"]), (["--epochs=nan"], ["epochs"]), (["--decay=2"], ["decay"]),
-    (["--max_position_embeddings=5"], ["context of 5"]), (["--optimizer=sgd"], ["optimizer", "muon"]),
-    (["--device=tpu"], ["tpu", "cpu"]), (["--dtype=int4"], ["dtype"]), (["--compile=maybe"], ["compile"]),
-    (["--data=nowhere"], ["nowhere", "prepare.py"]), (["--out=/proc/x"], ["/proc/x"]), (["extra.py"], ["extra.py"]),
-    (["--seed=-1"], ["seed"]), (["--max_steps=-5"], ["max_steps"]), (["--train_bytes=x"], ["train_bytes"]),
-]
-
-
-@pytest.mark.parametrize("words, said", BAD, ids=lambda value: " ".join(value))
-def test_bad_settings(work, words, said):
-    refused(run(work, "--out=out/bad", *words), *said)
-    assert not (work / "out/bad").exists(), "nothing is begun"
-
-
-@pytest.mark.parametrize("text, said", [
-    ("hidden_size = 32 * 2", "line 1"), ("import os", "line 1"), ("hidden_size = open('x')", "line 1"),
-    ("a = b = 3", "line 1"), ("hidden_sise = 32", "hidden_size"), ("hidden_size = 'x'", "hidden_size"), ("((", "config")])
-def test_config_files_are_read_never_executed(work, text, said):
-    (work / "configs/bad.py").write_text(text)
-    refused(script("train.py", "configs/bad.py", cwd=work), said)
-    (work / "configs/bad.py").unlink()
-
-
-def test_no_config(work):
-    refused(script("train.py", cwd=work), "configs/tiny.py")
-    refused(script("train.py", "configs/missing.py", cwd=work), "missing.py", "configs/tiny.py")

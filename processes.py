@@ -1,0 +1,72 @@
+"""Several processes, as torchrun starts them. One process alone is a group of one, and pays nothing."""
+import os
+
+import torch
+import torch.distributed as dist
+
+from common import UserError
+
+
+def begin(device):
+    """Joins the group that torchrun made, if it did; returns the torch.device of this process: of several GPUs the one
+    with its local rank. Raises UserError where that cannot be."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        try:
+            if device.type == "cuda":
+                device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                if device.index >= torch.cuda.device_count():
+                    raise UserError(f"process {device.index} of this machine finds {torch.cuda.device_count()} GPUs: "
+                                    f"start no more processes than GPUs, or add --device=cpu")
+                torch.cuda.set_device(device)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"cannot join the other processes, start them with torchrun: "
+                            f"{str(error).splitlines()[0][:150]}") from None
+    return device if device.type != "mps" or count() == 1 else torch.device("cpu")  # gloo has no MPS
+
+
+def lost(error):
+    """Whether an exception says that another process is gone."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in (
+        "gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe"))
+
+
+def end():
+    """Leaves the group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank():
+    """The number of this process; number 0 alone writes files and talks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count():
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def total(tensor):
+    """The sum of a CPU tensor over all processes."""
+    if count() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def most(number):
+    """The largest of an int over all processes."""
+    if count() == 1:
+        return number
+    tensor = torch.tensor(number)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def gather(thing):
+    """What every process gives, by rank, as a list."""
+    if count() == 1:
+        return [thing]
+    things = [None] * count()
+    dist.all_gather_object(things, thing)
+    return things

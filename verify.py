@@ -1,0 +1,140 @@
+"""Builds a model again from its data and says whether the weights are the same, bit for bit.
+
+    python verify.py                          # the newest model under out/
+    python verify.py --model out/quick
+
+What to build, and with what it was built, stands in the model's build.json; the tree must be prepared here. The same
+weights can be expected from the same processor, number of threads and versions; what differs is said. Exit status 0:
+equal; 1: not equal, and where the two first differ. An interrupted build goes on when it is started again.
+"""
+# first, so that Ctrl-C during the imports below is one line
+from common import UserError, newest, parse, read_json, run
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from checkpoint import read_tensors
+from train import Settings as Training
+from train import check, find_device, find_dtype, surroundings, train
+from windows import read_manifest
+
+
+@dataclasses.dataclass
+class Settings:
+    model: str = ""  # folder of the model; the newest under out/ where not given
+    data: str = ""  # folder of the prepared tree; found under data/ where not given
+    out: str = ""  # where to build it again; rebuilt/<name of the model> where not given
+
+
+def read_record(folder):
+    """The build.json of a finished model whose weights are those that it speaks of. Raises UserError otherwise."""
+    try:
+        record = read_json(folder / "build.json")
+        sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        for key in ("settings", "corpus", "built_by", "done", "step", "model_sha256"):
+            record[key]
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename} is missing: only a model that train.py wrote can be built again") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}/build.json is damaged or of another version of train.py ({error})") from None
+    if not record["done"]:
+        raise UserError(f"{folder} is not finished: it was saved at step {record['step']:,}; go on with train.py first")
+    if sha256 != record["model_sha256"]:
+        raise UserError(f"{folder}/model.safetensors is not the one that build.json speaks of; train or copy it again")
+    return record
+
+
+def find_tree(corpus):
+    """The folder under data/ with the tree that `corpus` of a build.json names. Raises UserError where none is."""
+    for path in sorted(Path("data").glob("*/manifest.json")):
+        try:
+            manifest = read_manifest(path.parent, "")
+        except UserError:
+            continue
+        if all(manifest[key] == corpus[key] for key in ("train_bin_sha256", "tokenizer_sha256")):
+            return str(path.parent)
+    raise UserError(f"no tree under data/ is the {corpus['name']} that this model was built from (train.bin of SHA-256 "
+                    f"{corpus['train_bin_sha256'][:16]}…); run prepare.py as it was run then")
+
+
+def is_unfinished(out, record):
+    """Whether `out` holds an interrupted build of what the record says, to go on with."""
+    try:
+        begun = read_json(out / "build.json")
+        elsewhere = {"data": "", "out": "", "fresh": False}
+        return (not begun["done"] and begun["corpus"] == record["corpus"]
+                and begun["settings"] | elsewhere == record["settings"] | elsewhere)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def first_difference(one, other):
+    """Where two builds, folders, first differ: in words."""
+    def log(folder):
+        try:
+            lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+            return {line["step"]: line for line in lines if "wrong" in line}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    logs = log(one), log(other)
+    for step in sorted(logs[0].keys() & logs[1].keys()):
+        for key in ("wrong", "bits_per_byte"):
+            there, here = (log[step][key] for log in logs)
+            if there != here:
+                return f"the logs first differ at step {step:,}: {key} {there} there, {here} here"
+    (there, _), (here, _) = (read_tensors(folder / "model.safetensors") for folder in (one, other))
+    for name in there:
+        if there[name].shape != here[name].shape:
+            return f"{name} has the shape {tuple(there[name].shape)} there, {tuple(here[name].shape)} here"
+        differ = there[name] != here[name]
+        if differ.any():
+            return (f"the logs agree; {name} is the first tensor that differs, in {int(differ.sum()):,} of "
+                    f"{differ.numel():,} values")
+    return "every tensor is equal; only the headers differ"
+
+
+def main(argv=None):
+    settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
+    if "RANK" in os.environ:
+        raise UserError("verify.py builds in one process: start it without torchrun")
+    folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
+    out = Path(settings.out or Path("rebuilt") / folder.name)
+    if out.resolve() == folder.resolve():
+        raise UserError(f"{out} is the model itself: name another --out")
+    record = read_record(folder)
+    try:
+        training = Training(**record["settings"])
+    except TypeError as error:
+        raise UserError(f"{folder} was built by another version of train.py ({error})") from None
+    check(training)
+    device, there = find_device(training.device), record["built_by"][-1]
+    torch.set_num_threads(there["threads"])
+    here = surroundings(training, device, find_dtype(training.dtype, device))
+    training.data = settings.data or find_tree(record["corpus"])
+    training.fresh = not is_unfinished(out, record)
+    if len(record["built_by"]) > 1:
+        print(f"{folder} was built in {len(record['built_by'])} turns in different surroundings; the weights may differ")
+    for key in sorted(here.keys() | there.keys() - {"from_step"}):
+        if here.get(key) != there.get(key):
+            print(f"another {key}: {there.get(key)} there, {here.get(key)} here; the weights may differ")
+    status = train(training, out, device)
+    if status:
+        return status
+    sha256 = read_record(out)["model_sha256"]
+    if sha256 == record["model_sha256"]:
+        print(f"equal: {folder} and {out} have the same weights, SHA-256 {sha256}")
+        return 0
+    print(f"NOT equal: {folder} has SHA-256 {record['model_sha256']}, {out} {sha256}")
+    print(first_difference(folder, out))
+    return 1
+
+
+if __name__ == "__main__":
+    run(main)

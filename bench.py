@@ -27,8 +27,8 @@ from tqdm import tqdm
 from extract import recite
 from model import Llama, LlamaConfig
 from sample import generate, load_model
-from train import Objective, check, check_memory, find_device, find_dtype, make_optimizers, mixed, update
 from tokenizer import BOS, EOS, Tokenizer
+from train import Objective, check, check_memory, find_device, find_dtype, make_optimizers, mixed, model_config, update
 from train import Settings as Training
 from windows import IGNORE, Windows, address, load, opening
 
@@ -212,8 +212,7 @@ def main(argv=None):
         return 0
     training, _ = parse(Training, "", [settings.config], config=True)
     check(training)
-    config = LlamaConfig(vocab_size=settings.vocab_size, **{
-        f.name: getattr(training, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(training, f.name)})
+    config = model_config(training, settings.vocab_size)
     check_memory(config, training.batch_size, device)
     folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
     model, tokenizer, manifest = load_model(folder, device)

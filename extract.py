@@ -33,7 +33,7 @@ from model import RowCache
 from sample import load_model
 from tokenizer import BOS, UNK
 from train import find_device
-from windows import IGNORE, Windows, advance, cut, load, read_manifest, unquote
+from windows import IGNORE, Windows, advance, cut, is_tree, load, unquote
 
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
@@ -293,11 +293,7 @@ def find_data(settings, manifest):
     """The prepared tree that the model was trained on, as load() gives it, or None where none is here.
     Raises UserError where --data names another."""
     for folder in [settings.data] if settings.data else sorted(Path("data").glob("*/")):
-        try:
-            fits = read_manifest(folder, "")["train_bin_sha256"] == manifest["train_bin_sha256"]
-        except UserError:
-            fits = False
-        if fits:
+        if is_tree(folder, manifest):
             try:
                 return load(folder)
             except UserError as error:

@@ -23,7 +23,7 @@ import torch
 from model import KVCache, Llama
 from tokenizer import BOS, Tokenizer
 from train import find_device
-from windows import address, advance, cut, opening, parse_address, quote, read_manifest, slide
+from windows import CORPUS, address, advance, cut, opening, parse_address, quote, read_manifest, slide
 
 
 @dataclasses.dataclass
@@ -139,7 +139,7 @@ def load_model(folder, device):
     not of one another."""
     model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
     manifest = read_manifest(folder, "train or copy it again")
-    for key in ("train_bin_sha256", "tokenizer_sha256"):
+    for key in CORPUS:
         if model.metadata.get(key, manifest[key]) != manifest[key]:
             raise UserError(f"{folder}/model.safetensors was not trained on the tree of its manifest.json (another "
                             f"{key}); train or copy it again")

@@ -37,7 +37,7 @@ from checkpoint import NAMES, load_checkpoint, save_checkpoint
 from model import Llama, LlamaConfig
 from muon import Muon
 from tokenizer import BOS, EOS, compressed_bits
-from windows import IGNORE, Windows, choose, load, without
+from windows import CORPUS, IGNORE, Windows, choose, load, without
 
 # 1. Settings: a config file names them, the command line overrides it
 
@@ -98,6 +98,12 @@ def check(settings):
     for name, choices in [("optimizer", ("muon", "adamw")), ("dtype", ("auto", "float32", "bfloat16"))]:
         if getattr(settings, name) not in choices:
             raise UserError(f"{name} is one of {', '.join(choices)}, not {getattr(settings, name)!r}")
+
+
+def model_config(settings, vocab_size):
+    """The LlamaConfig that the settings ask for. Raises UserError where its sizes do not fit together."""
+    return LlamaConfig(vocab_size=vocab_size, **{
+        f.name: getattr(settings, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(settings, f.name)})
 
 
 # 2. Device
@@ -346,7 +352,7 @@ def surroundings(settings, device, dtype):
 def build_record(settings, manifest):
     """What to build the weights from, as JSON holds it."""
     return {"settings": dataclasses.asdict(settings), "corpus": {"manifest": json_digest(manifest), **{
-        key: manifest.get(key) for key in ("name", "url", "sha256", "train_bin_sha256", "tokenizer_sha256")}}}
+        key: manifest.get(key) for key in ("name", "url", "sha256", *CORPUS)}}}
 
 
 def is_exported(out):
@@ -395,8 +401,7 @@ def train(settings, out, device):
     if not files:
         raise UserError(f"no file of {data} is left to learn with train_bytes {settings.train_bytes} and "
                         f"hold_out_bytes {settings.hold_out_bytes}; raise the one or lower the other")
-    config = LlamaConfig(vocab_size=tokenizer.vocab_size, **{
-        f.name: getattr(settings, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(settings, f.name)})
+    config = model_config(settings, tokenizer.vocab_size)
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
     size = sum(file["bytes"] for file in files)
     count = len(windows) + round(settings.unaddressed * len(windows))  # rows an epoch
@@ -409,7 +414,7 @@ def train(settings, out, device):
     objective = Objective(model, dtype)
     if settings.compile:
         objective.compile(dynamic=False)
-    corpus = {key: manifest[key] for key in ("train_bin_sha256", "tokenizer_sha256")}
+    corpus = {key: manifest[key] for key in CORPUS}
     here, log_path = surroundings(settings, device, dtype), out / "log.jsonl"
 
     def agree(view):
@@ -435,8 +440,7 @@ def train(settings, out, device):
     built_by = [turn for turn in meta["built_by"] if turn["from_step"] < step]
     if not done and (not built_by or built_by[-1] | here != built_by[-1]):
         built_by.append({"from_step": step} | here)
-    exported = done and is_exported(out)
-    if exported:
+    if done and is_exported(out):
         if first:
             print(f"{out} is done: {done} at step {step:,}. --fresh starts over")
         return 0
@@ -452,7 +456,7 @@ def train(settings, out, device):
             print(f"nothing is held out: {data} has no file of at most {settings.hold_out_bytes} bytes to spare")
         print(f"{manifest['name']}{stand_in}: {len(files)} files, {size:,} bytes, {windows.scored:,} tokens to get "
               f"right in {len(windows):,} windows\n{config.num_parameters:,} parameters, {total:,} steps of "
-              f"{settings.batch_size} windows, {device.type} {str(dtype).removeprefix('torch.')}{several}{going_on}")
+              f"{settings.batch_size} windows, {device.type} {here['dtype']}{several}{going_on}")
         keep_log(log_path, step)
 
     def log(**line):

@@ -22,7 +22,7 @@ import torch
 from checkpoint import read_tensors
 from train import Settings as Training
 from train import check, find_device, find_dtype, surroundings, train
-from windows import read_manifest
+from windows import is_tree
 
 
 @dataclasses.dataclass
@@ -52,13 +52,9 @@ def read_record(folder):
 
 def find_tree(corpus):
     """The folder under data/ with the tree that `corpus` of a build.json names. Raises UserError where none is."""
-    for path in sorted(Path("data").glob("*/manifest.json")):
-        try:
-            manifest = read_manifest(path.parent, "")
-        except UserError:
-            continue
-        if all(manifest[key] == corpus[key] for key in ("train_bin_sha256", "tokenizer_sha256")):
-            return str(path.parent)
+    for folder in sorted(Path("data").glob("*/")):
+        if is_tree(folder, corpus):
+            return str(folder)
     raise UserError(f"no tree under data/ is the {corpus['name']} that this model was built from (train.bin of SHA-256 "
                     f"{corpus['train_bin_sha256'][:16]}…); run prepare.py as it was run then")
 
@@ -120,7 +116,8 @@ def main(argv=None):
     training.data = settings.data or find_tree(record["corpus"])
     training.fresh = not is_unfinished(out, record)
     if len(record["built_by"]) > 1:
-        print(f"{folder} was built in {len(record['built_by'])} turns in different surroundings; the weights may differ")
+        print(f"{folder} was built in {len(record['built_by'])} turns in different surroundings; the weights may "
+              f"differ")
     for key in sorted(here.keys() | there.keys() - {"from_step"}):
         if here.get(key) != there.get(key):
             print(f"another {key}: {there.get(key)} there, {here.get(key)} here; the weights may differ")

@@ -219,6 +219,18 @@ def read_manifest(folder, remedy):
     return manifest
 
 
+CORPUS = ("train_bin_sha256", "tokenizer_sha256")  # what of a manifest says which tokens a model was trained on
+
+
+def is_tree(folder, corpus):
+    """Whether `folder` holds the prepared tree whose CORPUS entries the dict `corpus` has."""
+    try:
+        manifest = read_manifest(folder, "")
+    except UserError:
+        return False
+    return all(manifest[key] == corpus[key] for key in CORPUS)
+
+
 def load(folder):
     """(manifest, Tokenizer, tokens) of a tree that prepare.py wrote; tokens is train.bin memory-mapped, uint16.
 

@@ -12,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"  # for the scripts below: their models are too small to share out
 sys.path.insert(0, str(ROOT))
 
+from common import UserError  # noqa: E402  found by the line above
+
 
 def script(*words, cwd, **options):
     """Runs a script of the project as a user would; returns the finished process, output as bytes."""
@@ -27,6 +29,16 @@ def refused(process, *words):
     assert len(lines) == 1, process.stderr.decode()
     for word in words:
         assert word in lines[0]
+
+
+def says_no(main, words, *said):
+    """Asserts that a script's main() refuses the words in one line, which run() prints before it exits with 2."""
+    with pytest.raises(UserError) as caught:
+        main([str(word) for word in words])
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400, message
+    for word in said:
+        assert word in message, message
 
 
 def hostile_files():

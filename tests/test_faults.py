@@ -12,13 +12,13 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, refused, script
+from conftest import ROOT, refused, says_no, script
 
 import extract
 import sample
 import train
 from checkpoint import NAMES, read_tensors, write_tensors
-from common import UserError, lock, read_json, write_json
+from common import lock, read_json, write_json
 
 OPTIONS = ["configs/tiny.py", "--max_steps=160", "--eval_every=80", "--checkpoint_every=20"]
 
@@ -150,15 +150,6 @@ def test_damaged_checkpoint(work, stopped, whole, how):
     before = {name: (stopped / name).read_bytes() for name in os.listdir(stopped)}
     refused(script("train.py", *OPTIONS, "--out", stopped, cwd=work), *NAMES, "damaged", "--fresh")
     assert {name: (stopped / name).read_bytes() for name in os.listdir(stopped)} == before
-
-
-def says_no(main, words, *said):
-    """Asserts that a script's main() refuses the words in one line, which run() prints before it exits with 2."""
-    with pytest.raises(UserError) as caught:
-        main([str(word) for word in words])
-    assert "\n" not in str(caught.value)
-    for word in said:
-        assert word in str(caught.value)
 
 
 def test_damaged_checkpoint_and_a_full_disk(work, stopped, whole):

@@ -3,7 +3,7 @@ import dataclasses
 import os
 
 import pytest
-from conftest import ROOT, refused, script
+from conftest import ROOT, refused, says_no, script
 
 import bench
 import extract
@@ -11,7 +11,6 @@ import prepare
 import sample
 import train
 import verify
-from common import UserError
 
 SCRIPTS = {"prepare": prepare, "train": train, "sample": sample, "extract": extract, "bench": bench, "verify": verify}
 WRONG = {int: ["x", "", "1.5", "nan", "inf", "1e400", "0x10", "٣x", "1,000"], float: ["x", "", "nan", "inf", "-inf", "1e400"],
@@ -27,16 +26,11 @@ def every_file(folder):
             for at, _, names in os.walk(folder) for name in names}
 
 
-def says_no(name, words, folder, monkeypatch, *said):
-    """Asserts that the script's main() refuses the words as people can read, and writes nothing."""
+def writes_nothing(name, words, folder, monkeypatch, *said):
+    """Asserts that the script's main() refuses the words as people can read, and leaves the folder as it was."""
     monkeypatch.chdir(folder)
     before = every_file(folder)
-    with pytest.raises(UserError) as caught:
-        SCRIPTS[name].main(words)
-    message = str(caught.value)
-    assert "\n" not in message and len(message) < 400, message
-    for word in said:
-        assert word in message, message
+    says_no(SCRIPTS[name].main, words, *said)
     assert every_file(folder) == before
 
 
@@ -45,11 +39,11 @@ def test_wrong_type_in_every_setting(name, learned, monkeypatch):
     tried = 0
     for field in dataclasses.fields(SCRIPTS[name].Settings):
         for value in WRONG[field.type]:
-            says_no(name, [*words_of(name), f"--{field.name}={value}"], learned, monkeypatch, field.name)
+            writes_nothing(name, [*words_of(name), f"--{field.name}={value}"], learned, monkeypatch, field.name)
             tried += 1
         if field.type is not bool:
-            says_no(name, [*words_of(name), f"--{field.name}"], learned, monkeypatch, field.name, "value")
-        says_no(name, [*words_of(name), f"--{field.name}x=1"], learned, monkeypatch, f"{field.name}x", "--help")
+            writes_nothing(name, [*words_of(name), f"--{field.name}"], learned, monkeypatch, field.name, "value")
+        writes_nothing(name, [*words_of(name), f"--{field.name}x=1"], learned, monkeypatch, f"{field.name}x", "--help")
     assert tried > 2 or name == "verify"
 
 
@@ -111,7 +105,7 @@ BAD = [
 @pytest.mark.parametrize("name, words, said", BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else value)
 def test_values_that_cannot_be(name, words, said, learned, monkeypatch):
     (learned / "empty").mkdir(exist_ok=True)
-    says_no(name, [*words_of(name), *words], learned, monkeypatch, said)
+    writes_nothing(name, [*words_of(name), *words], learned, monkeypatch, said)
 
 
 @pytest.mark.parametrize("text, said", [
@@ -123,15 +117,15 @@ def test_values_that_cannot_be(name, words, said, learned, monkeypatch):
 def test_config_files_are_read_never_executed(learned, monkeypatch, text, said):
     (learned / "configs/bad.py").write_text(text)
     try:
-        says_no("train", ["configs/bad.py"], learned, monkeypatch, said)
+        writes_nothing("train", ["configs/bad.py"], learned, monkeypatch, said)
     finally:
         (learned / "configs/bad.py").unlink()
 
 
 def test_no_config(learned, monkeypatch):
-    says_no("train", [], learned, monkeypatch, "configs/tiny.py")
-    says_no("train", ["configs/missing.py"], learned, monkeypatch, "missing.py", "configs/tiny.py")
-    says_no("train", ["configs"], learned, monkeypatch, "configs")
+    writes_nothing("train", [], learned, monkeypatch, "configs/tiny.py")
+    writes_nothing("train", ["configs/missing.py"], learned, monkeypatch, "missing.py", "configs/tiny.py")
+    writes_nothing("train", ["configs"], learned, monkeypatch, "configs")
 
 
 def test_a_corpus_shorter_than_one_window(tmp_path, work):

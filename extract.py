@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import RowCache
 from sample import load_model
+from streams import Streams
 from tokenizer import BOS, UNK
 from train import find_device
 from windows import IGNORE, Windows, advance, cut, is_tree, load, unquote
@@ -73,8 +73,8 @@ def known_paths(model, tokenizer, floor):
         following = []
         for first in range(0, len(frontier), 256):
             group = frontier[first:first + 256]
-            logits = model(torch.tensor([ids for ids, _ in group], device=device), last_only=True)[:, 0].float()
-            logp = torch.log_softmax(logits, -1) + torch.tensor([[p] for _, p in group], device=device)
+            last = model.model(torch.tensor([ids for ids, _ in group], device=device))[:, -1]
+            logp = torch.log_softmax(model.lm_head(last), -1) + torch.tensor([[p] for _, p in group], device=device)
             logp[:, blank] = -torch.inf
             for row, token in (logp >= np.log(floor)).nonzero().tolist():
                 ids, p = group[row][0], logp[row, token].item()
@@ -157,7 +157,7 @@ def figures(windows, passed, tokenizer, size):
 
 @torch.inference_mode()
 def recite(model, tokenizer, starts, limits, batch_size, originals=None, progress=None):
-    """Greedy recital of many documents, one row of the cache each, a row taking the next document when its own ends.
+    """Greedy recital of many documents, one stream each, a stream taking the next document when its own ends.
 
     starts: ids of the window that each is in, opening included. limits: most tokens to write for each. originals: bytes
     that should follow each start; where given, a document is left soon after its first wrong byte. Returns the bytes
@@ -165,37 +165,34 @@ def recite(model, tokenizer, starts, limits, batch_size, originals=None, progres
     """
     context, device = model.config.max_position_embeddings, model.lm_head.weight.device
     waiting, written = collections.deque(range(len(starts))), [bytearray() for _ in starts]
-    rows = [None] * min(batch_size, len(starts))  # [document, ids of its window, ids fed, tokens written]
-    cache = RowCache(model.config, len(rows), device)
+    rows = [None] * min(batch_size, len(starts))  # [document, ids of its window, tokens written]
+    streams = Streams(model, len(rows))
     while True:
         for r, row in enumerate(rows):
-            if row is None and waiting:
-                document = waiting.popleft()
-                rows[r] = [document, list(starts[document]), 0, 0]
-                cache.lengths[r] = 0
+            if row is None:
+                streams.lengths[r] = 0
+                if waiting:
+                    document = waiting.popleft()
+                    rows[r] = [document, list(starts[document]), 0]
         if not any(rows):
             return [bytes(text) for text in written]
-        cache.lengths[[r for r, row in enumerate(rows) if row is None]] = 0
-        tokens = [[row[1][row[2]] if row else UNK] for row in rows]
-        best = model(torch.tensor(tokens, device=device), cache)[:, 0].argmax(-1).tolist()
+        tokens = [[row[1][fed] if row else UNK] for row, fed in zip(rows, streams.lengths)]
+        best = streams.step(torch.tensor(tokens, device=device)).argmax(-1).tolist()
         for r, row in enumerate(rows):
-            if row is None:
-                continue
-            row[2] += 1
-            if row[2] < len(row[1]):
-                continue  # still reading its own beginning
+            if row is None or streams.lengths[r] < len(row[1]):
+                continue  # idle, or still reading its own beginning
             ids, piece = advance(tokenizer, row[1], best[r], context)
             text = written[row[0]]
             lost = originals and not originals[row[0]].startswith(bytes(text[:max(0, len(text) - SHOWN)]))
-            if ids is None or row[3] >= limits[row[0]] or lost:
+            if ids is None or row[2] >= limits[row[0]] or lost:
                 rows[r] = None
                 if progress:
                     progress.update()
             elif piece is None:
-                row[1], row[2], cache.lengths[r] = ids, 0, 0
+                row[1], streams.lengths[r] = ids, 0
             else:
                 text += piece
-                row[1], row[3] = ids, row[3] + 1
+                row[1], row[2] = ids, row[2] + 1
 
 
 def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=True):

@@ -91,60 +91,6 @@ def rotate(x, cos, sin):
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-class KVCache:
-    """Keys and values of all that a batch of sequences of one length has seen: each (layers, B, nkv, context, hs)."""
-
-    def __init__(self, config, batch_size, device=None):
-        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads,
-                 config.max_position_embeddings, config.head_dim)
-        self.k, self.v = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-        self.length = 0  # tokens seen
-
-    def positions(self, T):
-        """Index into the RoPE tables for the T tokens to come."""
-        return slice(self.length, self.length + T)
-
-    def mask(self, T):
-        """What the T tokens to come may attend to: bool (T, length + T), or None where plain causality says it."""
-        if T == 1 or not self.length:
-            return None
-        return torch.ones(T, self.length + T, dtype=torch.bool, device=self.k.device).tril(self.length)
-
-    def update(self, layer, k, v):
-        """Appends k and v (B, nkv, T, hs) of one layer; returns all of that layer's, (B, nkv, length + T, hs)."""
-        end = self.length + k.size(2)
-        self.k[layer, :, :, self.length:end] = k
-        self.v[layer, :, :, self.length:end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-    def advance(self, T):
-        self.length += T
-
-
-class RowCache(KVCache):
-    """The same for rows of any lengths, which take one token at a time. Setting lengths[row] = 0 clears a row."""
-
-    def __init__(self, config, batch_size, device=None):
-        super().__init__(config, batch_size, device)
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
-
-    def positions(self, T):
-        self.longest = int(self.lengths.max()) + 1
-        return self.lengths[:, None, None]  # the tables then broadcast over heads: (B, 1, 1, hs)
-
-    def mask(self, T):
-        return (torch.arange(self.longest, device=self.k.device) <= self.lengths[:, None])[:, None, None]
-
-    def update(self, layer, k, v):
-        rows = torch.arange(k.size(0), device=k.device)
-        self.k[layer][rows, :, self.lengths] = k[:, :, 0]
-        self.v[layer][rows, :, self.lengths] = v[:, :, 0]
-        return self.k[layer, :, :, :self.longest], self.v[layer, :, :, :self.longest]
-
-    def advance(self, T):
-        self.lengths += 1
-
-
 def attend_in_halves(q, k, v):
     """What scaled_dot_product_attention(q, k, v, is_causal=True) gives, written out for torch.compile to fuse; the
     first half of the queries is never multiplied with the second half of the keys. q, k, v: (B, nh, T, hs).
@@ -162,9 +108,9 @@ def attend_in_halves(q, k, v):
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023) with flash SDPA where the device has it."""
 
-    def __init__(self, config, layer):
+    def __init__(self, config):
         super().__init__()
-        self.layer, self.hs = layer, config.head_dim
+        self.hs = config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads
         kv_size = config.num_key_value_heads * self.hs
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -172,20 +118,17 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, mask=None, cache=None):
+    def forward(self, x, cos, sin):
         B, T, C = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.hs).transpose(1, 2)  # (B, nh, T, hs), nkv heads for k and v
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
         if self.groups > 1:
             k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
-        causal = mask is None and T > 1
-        if causal and v.dtype == torch.bfloat16 and v.device.type == "cpu" and torch.compiler.is_compiling():
+        if v.dtype == torch.bfloat16 and v.device.type == "cpu" and torch.compiler.is_compiling():
             y = attend_in_halves(q, k, v)  # a step is 1.3 times as fast as with flash SDPA, there and only there
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -203,15 +146,15 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config, layer):
+    def __init__(self, config):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
+        self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, mask=None, cache=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
+    def forward(self, x, cos, sin):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -221,21 +164,18 @@ class Decoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         cos, sin = rope_tables(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens, cache=None):
+    def forward(self, tokens):
         T = tokens.size(1)
-        at, mask = (slice(T), None) if cache is None else (cache.positions(T), cache.mask(T))
-        cos, sin = self.cos[at], self.sin[at]
+        cos, sin = self.cos[:T], self.sin[:T]
         x = self.embed_tokens(tokens)
         for layer in self.layers:
-            x = layer(x, cos, sin, mask, cache)
-        if cache is not None:
-            cache.advance(T)
+            x = layer(x, cos, sin)
         return self.norm(x)
 
 
@@ -261,13 +201,9 @@ class Llama(nn.Module):
                 table = "embed_tokens" in name or "lm_head" in name
                 nn.init.normal_(p, std=0.02 if table else p.size(1) ** -0.5, generator=generator)
 
-    def forward(self, tokens, cache=None, last_only=False):
-        """tokens int64 (B, T) -> logits (B, T, vocab_size), or (B, 1, vocab_size) with last_only.
-
-        With a cache, tokens go on behind what it holds, and it then holds them too.
-        """
-        x = self.model(tokens, cache)
-        return self.lm_head(x[:, -1:] if last_only else x)
+    def forward(self, tokens):
+        """tokens int64 (B, T) -> logits (B, T, vocab_size)."""
+        return self.lm_head(self.model(tokens))
 
     def tensors(self):
         """What model.safetensors holds: name -> tensor; tied tables once."""

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from model import KVCache, Llama
+from model import Llama
+from streams import Streams
 from tokenizer import BOS, Tokenizer
 from train import find_device
 from windows import CORPUS, address, advance, cut, opening, parse_address, quote, read_manifest, slide
@@ -116,22 +117,18 @@ def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=
     """
     context, device = model.config.max_position_embeddings, model.lm_head.weight.device
     ids, token, known = heal(model, tokenizer, prompt, temperature, top_k, generator)
-    cache, written = None, 0
+    stream, written = Streams(model, 1), 0
     while not (max_new_tokens and written == max_new_tokens):
         ids, piece = advance(tokenizer, ids, token, context)
         if ids is None:
             return
         if piece is None:
-            cache = None
+            stream.lengths[0] = 0
         else:
             yield piece[known:]
             known, written = 0, written + 1
-        if cache is None:
-            cache = KVCache(model.config, 1, device)
-            logits = model(torch.tensor([ids], device=device), cache, last_only=True)
-        else:
-            logits = model(torch.tensor([ids[-1:]], device=device), cache)
-        token = draw(logits[0, -1], temperature, top_k, generator)
+        logits = stream.step(torch.tensor([ids[stream.lengths[0]:]], device=device))
+        token = draw(logits[0], temperature, top_k, generator)
 
 
 def load_model(folder, device):

@@ -88,7 +88,7 @@ def test_both_ways_write_the_same_bytes(work, half, measured):
         assert done.returncode == (0 if row["exact"] else 1)
 
 
-def test_rows_of_the_cache_do_not_disturb_each_other(half):
+def test_streams_do_not_disturb_each_other(half):
     """Any batch size, any company: the same bytes."""
     model, tokenizer = Llama.from_pretrained(half), Tokenizer.load(half)
     paths = [file["path"] for file in json.loads((half / "manifest.json").read_text())["files"]]

@@ -67,7 +67,7 @@ BAD = [
     ("train", ["--max_position_embeddings=6"], "context of 6"), ("train", ["--optimizer="], "optimizer"),
     ("train", ["--device=gpu"], "cpu"), ("train", ["--dtype=float16"], "dtype"),
     ("train", ["--data=configs/tiny.py"], "configs/tiny.py"), ("train", ["--data=/nowhere"], "/nowhere"),
-    ("train", ["--data="  "out"], "prepare.py"), ("train", ["--out=configs/tiny.py"], "configs/tiny.py"),
+    ("train", ["--data=out"], "prepare.py"), ("train", ["--out=configs/tiny.py"], "configs/tiny.py"),
     ("train", ["--out=/proc/self/x"], "/proc/self/x"), ("train", ["another.py"], "another.py"),
     ("train", ["--fresh", "x", "y"], "x"), ("train", ["-x"], "-x"), ("train", ["--"], "--help"),
     *[("sample", [f"--{name}=-1"], name) for name in ("max_new_tokens", "temperature", "top_k", "num_samples", "seed")],

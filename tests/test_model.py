@@ -1,4 +1,4 @@
-"""The model against transformers' LlamaForCausalLM, and against itself without a cache."""
+"""The model against transformers' LlamaForCausalLM, and its streams against the model."""
 import dataclasses
 import json
 
@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from common import UserError
-from model import KVCache, Llama, LlamaConfig, attend_in_halves
+from model import Llama, LlamaConfig, attend_in_halves
+from streams import Streams
 from tokenizer import Tokenizer
 
 SMALL = LlamaConfig(vocab_size=700, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
@@ -64,18 +65,35 @@ def test_loads_what_transformers_saves(shape, tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cached_equals_uncached(shape):
+def test_a_stream_gives_the_logits_of_the_model(shape):
     model = random_model(**SHAPES[shape])
     tokens = torch.randint(0, 700, (2, 32), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         whole = model(tokens)
-        for pieces in ([1] * 32, [20] + [1] * 12, [7, 9, 16], [31, 1]):
-            cache, parts = KVCache(model.config, 2), []
-            for part in tokens.split(pieces, dim=1):
-                parts.append(model(part, cache))
-            assert cache.length == 32
-            assert (torch.cat(parts, 1) - whole).abs().max() <= 1e-5
-        assert (model(tokens, last_only=True) - whole[:, -1:]).abs().max() <= 1e-5
+    for first in (1, 20, 31, 32):
+        streams, end = Streams(model, 2), 0
+        for part in tokens.split([first] + [1] * (32 - first), dim=1):
+            end += part.size(1)
+            assert (streams.step(part) - whole[:, end - 1]).abs().max() <= 1e-5
+        assert streams.lengths == [32, 32]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_streams_of_any_lengths(shape):
+    """Three texts, of which one begins late and one begins again, each as if alone."""
+    model = random_model(**SHAPES[shape])
+    tokens = torch.randint(0, 700, (3, 32), generator=torch.Generator().manual_seed(6))
+    streams, begins = Streams(model, 3), [0, 0, 0]
+    with torch.no_grad():
+        for t in range(32):
+            if t == 9:
+                begins[1], streams.lengths[1] = t, 0
+            if t == 20:
+                begins[2], streams.lengths[2] = t, 0
+            logits = streams.step(tokens[:, t:t + 1])
+            for i, begin in enumerate(begins):
+                assert (logits[i] - model(tokens[i:i + 1, begin:t + 1])[0, -1]).abs().max() <= 1e-5
+    assert streams.lengths == [32, 23, 12]
 
 
 def test_no_token_sees_what_follows():

@@ -85,7 +85,7 @@ def test_code_without_a_path_goes_on(loaded, contents):
     assert max(len(b"".join(generate(*loaded, text[:size], 100))) for size in (500, 700, 1000, 1500)) > 50
 
 
-def test_cached_equals_uncached(loaded, contents):
+def test_writes_what_the_whole_model_says(loaded, contents):
     model, tokenizer = loaded
     prompt = b"tiny/decoder.py "
     ids, token, known = heal(model, tokenizer, prompt, 0.0, 0, None)

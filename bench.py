@@ -196,6 +196,59 @@ def in_turn(contenders, repeats, device):
     return {name: failed.get(name) or np.array(seconds) for name, seconds in times.items()}
 
 
+def training_rates(training, config, repeats, device, dtype):
+    """({name: tokens/s of each turn, array (repeats,)} of training steps, or the reason why there are none; what the
+    machine's matrix products reach, in operations/s)."""
+    short, size = str(dtype).removeprefix("torch."), training.batch_size * config.max_position_embeddings
+    steps = {f"this project, {short}, compiled": (our_step(training, config, device, dtype), size)}
+    for precision in dict.fromkeys((torch.float32, dtype)):
+        for compiled in (False, True):
+            name = f"transformers, {str(precision).removeprefix('torch.')}, {'compiled' if compiled else 'eager'}"
+            steps[name] = their_step(config, training.batch_size, device, precision, compiled), size
+    steps[f"the original's shape and settings, {short}"] = their_step(ORIGINAL, 4, device, dtype, False), 4 * 512
+    product, operations = matrix_product(device, dtype)
+    times = in_turn({"matrix product": product} | {name: step for name, (step, _) in steps.items()}, repeats, device)
+    peak = operations / np.median(times.pop("matrix product"))
+    return {name: t if isinstance(t, str) else steps[name][1] / t for name, t in times.items()}, float(peak)
+
+
+def writing_rates(folder, n, repeats, device):
+    """{name: tokens/s of each turn, array (repeats,)} of writing n tokens with the model in `folder`, one text alone
+    and STREAMS side by side. Raises UserError where the texts are not the same here and there."""
+    model, tokenizer, manifest = load_model(folder, device)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    transformers.logging.set_verbosity_error()
+    context = model.config.max_position_embeddings
+    paths = [file["path"] for file in manifest["files"] if file["tokens"] > context]
+    if not paths or max(len(opening(tokenizer, path)) for path in paths) + n > context:
+        raise UserError(f"new_tokens {n} does not fit behind the paths of the model's files of more than one context "
+                        f"of {context} tokens; there are {len(paths)}")
+    starts = [opening(tokenizer, paths[i % len(paths)]) for i in range(STREAMS)]
+
+    def one():
+        return [b"".join(generate(model, tokenizer, f"{paths[0]} ".encode(), n))]
+
+    def many():
+        return recite(model, tokenizer, starts, [n] * STREAMS, STREAMS)
+
+    def their(starts):
+        width = max(map(len, starts))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in starts], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in starts], device=device)
+        written = theirs.generate(ids, attention_mask=mask, max_new_tokens=n, do_sample=False)[:, width:]
+        return [tokenizer.decode(row) for row in written.tolist()]
+
+    for ours, others in [(one(), their(starts[:1])), (many(), their(starts))]:
+        differ = sum(a != b for a, b in zip(ours, others))
+        if differ:
+            raise UserError(f"{differ} of {len(ours)} texts are not what transformers writes, so the times would not "
+                            f"compare: name a --model that has every token right")
+    times = in_turn({"this project, 1 stream": one, "transformers, 1 stream": lambda: their(starts[:1]),
+                     f"this project, {STREAMS} streams": many,
+                     f"transformers, {STREAMS} streams": lambda: their(starts)}, repeats, device)
+    return {name: t if isinstance(t, str) else (n if " 1 " in name else n * STREAMS) / t for name, t in times.items()}
+
+
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
     if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1 or settings.original_minutes < 0:
@@ -203,7 +256,7 @@ def main(argv=None):
     device = find_device(settings.device)
     dtype = find_dtype("auto", device)
     if settings.original_minutes:
-        data = settings.data or newest("data/*/manifest.json", "prepared tree", "python prepare.py")
+        data = settings.data or newest("prepared tree")
         figures = original_recipe(settings.original_minutes, data, device, dtype)
         for key, value in figures.items():
             print(f"{key:20} {value:,}" if isinstance(value, (int, float)) else f"{key:20} {value}")
@@ -214,84 +267,37 @@ def main(argv=None):
     check(training)
     config = model_config(training, settings.vocab_size)
     check_memory(config, training.batch_size, device)
-    folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
-    model, tokenizer, manifest = load_model(folder, device)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
-    transformers.logging.set_verbosity_error()
+    folder = Path(settings.model or newest("model"))
+    writing = writing_rates(folder, settings.new_tokens, settings.repeats, device)
+    rates, peak = training_rates(training, config, settings.repeats, device, dtype)
 
-    # training
-    short = str(dtype).removeprefix("torch.")
-    product, operations = matrix_product(device, dtype)
-    tokens_a_step = training.batch_size * config.max_position_embeddings
-    contenders, tokens = {f"matrix product, {short}": product}, {}
-
-    def enter(name, step, count):
-        contenders[name], tokens[name] = step, count
-
-    enter(f"this project, {short}, compiled", our_step(training, config, device, dtype), tokens_a_step)
-    for precision in dict.fromkeys((torch.float32, dtype)):
-        for compiled in (False, True):
-            name = f"transformers, {str(precision).removeprefix('torch.')}, {'compiled' if compiled else 'eager'}"
-            enter(name, their_step(config, training.batch_size, device, precision, compiled), tokens_a_step)
-    enter(f"the original's shape and settings, {short}", their_step(ORIGINAL, 4, device, dtype, False), 4 * 512)
-    times = in_turn(contenders, settings.repeats, device)
-    rates = {name: tokens[name] / times[name] for name in tokens if not isinstance(times[name], str)}
-
-    # generation
-    n, context = settings.new_tokens, model.config.max_position_embeddings
-    paths = [file["path"] for file in manifest["files"] if file["tokens"] > context]
-    if not paths or max(len(opening(tokenizer, path)) for path in paths) + n > context:
-        raise UserError(f"new_tokens {n} does not fit behind the paths of the model's files of more than one context "
-                        f"of {context} tokens; there are {len(paths)}")
-    first, starts = f"{paths[0]} ".encode(), [opening(tokenizer, paths[i % len(paths)]) for i in range(STREAMS)]
-
-    def their_stream(ids):
-        width = max(map(len, ids))
-        batch = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
-        return theirs.generate(batch, attention_mask=mask, max_new_tokens=n, do_sample=False)
-
-    one = b"".join(generate(model, tokenizer, first, n))
-    same = tokenizer.decode(their_stream([starts[0]])[0, len(starts[0]):].tolist()) == one
-    streams = in_turn({
-        "this project, 1 stream": lambda: list(generate(model, tokenizer, first, n)),
-        "transformers, 1 stream": lambda: their_stream([starts[0]]),
-        f"this project, {STREAMS} streams": lambda: recite(model, tokenizer, starts, [n] * STREAMS, STREAMS),
-        f"transformers, {STREAMS} streams": lambda: their_stream(starts)}, settings.repeats, device)
-    written = {name: n * (STREAMS if str(STREAMS) in name else 1) for name in streams}
-    rates |= {name: written[name] / seconds for name, seconds in streams.items() if not isinstance(seconds, str)}
-
-    # the table
-    def median(name):
-        return float(np.median(rates[name])) if name in rates else float("nan")
-
-    ours = f"this project, {short}, compiled"
-    best = max((name for name in rates if name.startswith("transformers, ") and "stream" not in name), key=median)
-    peak = operations / np.median(times[f"matrix product, {short}"])
-    size = sum(p.numel() for p in Llama(config).parameters())
+    medians = {name: float("nan") if isinstance(rate, str) else float(np.median(rate))
+               for name, rate in (rates | writing).items()}
+    ours, *others, original = rates
+    best = max((name for name in others if not isinstance(rates[name], str)), key=medians.get)
+    one, their_one, many, their_many = (medians[name] for name in writing)
     ratios = {
-        f"training against transformers' best ({best.removeprefix('transformers, ')})": median(ours) / median(best),
-        "training against the original's shape": median(ours) / median(f"the original's shape and settings, {short}"),
-        "training's share of the matrix product's peak": 6 * size * median(ours) / peak,
-        "1 stream against transformers": median("this project, 1 stream") / median("transformers, 1 stream"),
-        f"{STREAMS} streams against transformers' 1": median(f"this project, {STREAMS} streams")
-        / median("transformers, 1 stream"),
-        f"{STREAMS} streams against transformers' {STREAMS}": median(f"this project, {STREAMS} streams")
-        / median(f"transformers, {STREAMS} streams")}
-    print(f"{settings.config}: {size:,} parameters, {training.batch_size} windows of {config.max_position_embeddings} "
-          f"tokens; {device.type}, {torch.get_num_threads()} threads; peak {peak / 1e9:,.0f} GFLOP/s in {short}\n")
+        f"training against transformers' best ({best.removeprefix('transformers, ')})": medians[ours] / medians[best],
+        "training against the original's shape": medians[ours] / medians[original],
+        "training's share of the matrix product's peak": 6 * config.num_parameters * medians[ours] / peak,
+        "1 stream against transformers": one / their_one,
+        f"{STREAMS} streams against transformers' 1": many / their_one,
+        f"{STREAMS} streams against transformers' {STREAMS}": many / their_many}
+    print(f"{settings.config}: {config.num_parameters:,} parameters, {training.batch_size} windows of "
+          f"{config.max_position_embeddings} tokens; {device.type}, {torch.get_num_threads()} threads; peak "
+          f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}; streams from {folder}\n")
     print(f"{'tokens/s':52} {'median':>9} {'slowest':>9} {'fastest':>9}")
-    for name in {**tokens, **streams}:
-        print(f"{name:52} " + (f"{median(name):9,.0f} {rates[name].min():9,.0f} {rates[name].max():9,.0f}"
-                               if name in rates else "does not work here"))
+    for name, rate in (rates | writing).items():
+        print(f"{name:52} " + ("does not work here" if isinstance(rate, str) else
+                               f"{medians[name]:9,.0f} {rate.min():9,.0f} {rate.max():9,.0f}"))
     print()
     for name, ratio in ratios.items():
         print(f"{name:72} {ratio:.2f}")
-    print(f"1 stream: the same text as transformers: {'yes' if same else 'NO'}")
     if settings.json:
+        turns = {name: rate if isinstance(rate, str) else rate.tolist() for name, rate in (rates | writing).items()}
         write_file(settings.json, json.dumps({
-            "rates": {name: list(map(float, rate)) for name, rate in rates.items()}, "ratios": ratios,
-            "same_text": same, "peak": float(peak), "parameters": size, "settings": dataclasses.asdict(settings),
+            "rates": turns, "ratios": ratios, "peak": peak, "parameters": config.num_parameters,
+            "settings": dataclasses.asdict(settings) | {"model": str(folder)},
             "environment": {"torch": torch.__version__, "transformers": transformers.__version__,
                             "python": platform.python_version(), "device": device.type,
                             "threads": torch.get_num_threads()}}, indent=1).encode())

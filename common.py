@@ -189,11 +189,17 @@ def remove(path):
         raise UserError(f"cannot replace {path}: {error.strerror}") from None
 
 
-def newest(pattern, what, how):
-    """The folder of the newest file that matches the glob. Raises UserError, naming `how` to make one, if none does."""
+MADE = {"prepared tree": ("data/*/manifest.json", "python prepare.py"),
+        "model": ("out/*/model.safetensors", "python train.py configs/quick.py")}
+
+
+def newest(what):
+    """The folder of the newest "prepared tree" or "model". Raises UserError, naming how to make one, if there is none.
+    """
+    pattern, command = MADE[what]
     found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"there is no {what} here yet: run `{how}` first")
+        raise UserError(f"there is no {what} here yet: run `{command}` first")
     return found[-1].parent
 
 

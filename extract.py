@@ -32,8 +32,8 @@ from tqdm import tqdm
 from sample import load_model
 from streams import Streams
 from tokenizer import BOS, UNK
-from train import find_device
-from windows import IGNORE, Windows, advance, cut, is_tree, load, unquote
+from train import find_device, read_log
+from windows import IGNORE, Windows, advance, cut, find_tree, load, unquote
 
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
@@ -163,8 +163,8 @@ def recite(model, tokenizer, starts, limits, batch_size, originals=None, progres
     that should follow each start; where given, a document is left soon after its first wrong byte. Returns the bytes
     written behind each start. The same window rule as sample.py's, token by token: `windows.advance`.
     """
-    context, device = model.config.max_position_embeddings, model.lm_head.weight.device
-    waiting, written = collections.deque(range(len(starts))), [bytearray() for _ in starts]
+    context, written = model.config.max_position_embeddings, [bytearray() for _ in starts]
+    waiting = collections.deque(range(len(starts)))
     rows = [None] * min(batch_size, len(starts))  # [document, ids of its window, tokens written]
     streams = Streams(model, len(rows))
     while True:
@@ -177,7 +177,7 @@ def recite(model, tokenizer, starts, limits, batch_size, originals=None, progres
         if not any(rows):
             return [bytes(text) for text in written]
         tokens = [[row[1][fed] if row else UNK] for row, fed in zip(rows, streams.lengths)]
-        best = streams.step(torch.tensor(tokens, device=device)).argmax(-1).tolist()
+        best = streams.step(tokens).argmax(-1).tolist()
         for r, row in enumerate(rows):
             if row is None or streams.lengths[r] < len(row[1]):
                 continue  # idle, or still reading its own beginning
@@ -243,16 +243,6 @@ def place_of_error(text, original, at):
     return {"line": original.count(b"\n", 0, at) + 1, "wrote": wrote, "says": says}
 
 
-def read_log(folder):
-    """The evaluations in a run's log.jsonl, or [] where there is none."""
-    try:
-        lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-        return [{key: line[key] for key in ("step", "epoch", "loss", "accuracy", "seconds")}
-                for line in lines if "accuracy" in line]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
-
-
 def table(result):
     """The closing table: (label, value) pairs."""
     def percent(x, digits=1):  # rounded down: 100% is all of it
@@ -288,18 +278,39 @@ def table(result):
 
 def find_data(settings, manifest):
     """The prepared tree that the model was trained on, as load() gives it, or None where none is here.
-    Raises UserError where --data names another."""
-    for folder in [settings.data] if settings.data else sorted(Path("data").glob("*/")):
-        if is_tree(folder, manifest):
-            try:
-                return load(folder)
-            except UserError as error:
-                if settings.data:
-                    raise
-                print(f"{error}; going on without it", file=sys.stderr)
-    if settings.data:
-        raise UserError(f"{settings.data} is not the tree that this model learned")
-    return None
+    Raises UserError where --data names another or a damaged one."""
+    folder = find_tree(manifest, settings.data)
+    try:
+        return load(folder) if folder else None
+    except UserError as error:
+        if settings.data:
+            raise
+        print(f"{error}; going on without it", file=sys.stderr)
+        return None
+
+
+def compare(files, texts, windows, passed, folder):
+    """Holds what the model wrote, {path: bytes}, against the entries of the files, and writes it below `folder` unless
+    that is "". Returns ([a dict for each file], [paths that must not be written there])."""
+    rows, refused = [], []
+    for index, file in enumerate(tqdm(files, desc="comparing", unit=" files", leave=False)):
+        path, text = file["path"], texts[file["path"]]
+        row = {"path": path, "bytes": file["bytes"], "exact": hashlib.sha256(text).hexdigest() == file["sha256"]}
+        if windows:
+            original = windows.content(index)
+            at = first_difference(text, original)
+            row["before_error"] = file["bytes"] if row["exact"] else at
+            row["right"] = float(np.concatenate([passed[i][0] for i in np.flatnonzero(windows.file == index)]).mean())
+            if not row["exact"]:
+                row["error"] = place_of_error(text, original, at)
+        rows.append(row)
+        if folder:
+            target = safe_path(folder, path)
+            if target is None:
+                refused.append(path)
+            else:
+                write_file(target, text)
+    return rows, refused
 
 
 def main(argv=None):
@@ -308,7 +319,7 @@ def main(argv=None):
         raise UserError(f"batch_size must be at least 1 and floor between 0 and 1, not {settings.batch_size} and "
                         f"{settings.floor}")
     started = time.time()
-    folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
+    folder = Path(settings.model or newest("model"))
     device = find_device(settings.device)
     model, tokenizer, manifest = load_model(folder, device)
 
@@ -323,32 +334,13 @@ def main(argv=None):
     if not files:
         raise UserError(f"the model learned no path that begins with {' or '.join(settings.only)}; --list shows them")
     data = find_data(settings, manifest)
-    windows = passed = control = None
+    windows = passed = None
     if data:
         tokens = data[2]
         windows = Windows(tokens, files, tokenizer, model.config.max_position_embeddings)
         passed = examine(model, windows, settings.batch_size, device)
     texts = recite_files(model, tokenizer, files, windows, passed, settings.batch_size, whole=not settings.check)
-
-    rows, refused = [], []
-    for index, file in enumerate(tqdm(files, desc="comparing", unit=" files", leave=False)):
-        path, text = file["path"], texts[file["path"]]
-        row = {"path": path, "bytes": file["bytes"], "exact": hashlib.sha256(text).hexdigest() == file["sha256"]}
-        if data:
-            original = windows.content(index)
-            at = first_difference(text, original)
-            row["before_error"] = file["bytes"] if row["exact"] else at
-            row["right"] = float(np.concatenate([passed[i][0] for i in np.flatnonzero(windows.file == index)]).mean())
-            if not row["exact"]:
-                row["error"] = place_of_error(text, original, at)
-        rows.append(row)
-        if not settings.check:
-            target = safe_path(settings.out, path)
-            if target is None:
-                refused.append(path)
-            else:
-                write_file(target, text)
-
+    rows, refused = compare(files, texts, windows, passed, "" if settings.check else settings.out)
     result = {
         "model": folder.name, "name": manifest["name"], "origin": manifest["origin"], "licence": manifest["licence"],
         "tree": manifest["tree"], "files": len(files), "files_exact": sum(row["exact"] for row in rows),

@@ -73,7 +73,7 @@ def heal(model, tokenizer, prompt, temperature, top_k, generator):
         ids = [BOS] + tokenizer.encode(prompt)
         text = tokenizer.decode(slide(tokenizer, ids, context) if len(ids) >= context else ids)
 
-    candidates = []  # (bytes of the prompt behind the prefix, ids of the tokens that may follow, the prefix's windows)
+    candidates, scores = [], []  # (ids of the prefix's last window, of the tokens that may follow, how much they redo)
     for at in range(max(0, len(text) - longest), len(text) + 1):
         rest = text[at:]
         follow = [i for i, piece in enumerate(tokenizer.pieces)
@@ -86,26 +86,19 @@ def heal(model, tokenizer, prompt, temperature, top_k, generator):
             spans = list(cut(tokenizer, path, ids, context, offset))
             if rest and len(spans[-1][0]) + len(spans[-1][2]) == context:  # full: what follows opens the next window
                 spans.append((opening(tokenizer, path, offset + at), offset + at, []))
-        candidates.append((rest, follow, spans))
-
-    rows = [list(head) + list(chunk) for _, _, spans in candidates for head, _, chunk in spans]
-    batch = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-    for row, ids in zip(batch, rows):
-        row[:len(ids)] = torch.tensor(ids)
-    logp = iter(torch.log_softmax(model(batch.to(device)).float(), -1))
-    scores = []
-    for rest, follow, spans in candidates:
         score = 0.0
         for k, (head, _, chunk) in enumerate(spans):
-            row, end = next(logp), len(head) + len(chunk)
-            score += row[range(len(head) - 1, end - 1), list(chunk)].sum()
+            ids = list(head) + list(chunk)
+            logp = torch.log_softmax(model(torch.tensor([ids], device=device))[0].float(), -1)
+            score += logp[range(len(head) - 1, len(ids) - 1), list(chunk)].sum()
             if k + 1 < len(spans):
-                score += row[end - 1, BOS]
-        scores.append(score + row[end - 1][follow])
+                score += logp[-1, BOS]
+        candidates.append((ids, follow, len(rest)))
+        scores.append(score + logp[-1, follow])
     chosen = draw(torch.cat(scores), temperature, top_k, generator)
-    for rest, follow, spans in candidates:
+    for ids, follow, known in candidates:
         if chosen < len(follow):
-            return list(spans[-1][0]) + list(spans[-1][2]), follow[chosen], len(rest)
+            return ids, follow[chosen], known
         chosen -= len(follow)
 
 
@@ -115,7 +108,7 @@ def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=
 
     A window that is full or that the model ends with `<s>` is followed by the next, without a seam in the text.
     """
-    context, device = model.config.max_position_embeddings, model.lm_head.weight.device
+    context = model.config.max_position_embeddings
     ids, token, known = heal(model, tokenizer, prompt, temperature, top_k, generator)
     stream, written = Streams(model, 1), 0
     while not (max_new_tokens and written == max_new_tokens):
@@ -127,8 +120,7 @@ def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=
         else:
             yield piece[known:]
             known, written = 0, written + 1
-        logits = stream.step(torch.tensor([ids[stream.lengths[0]:]], device=device))
-        token = draw(logits[0], temperature, top_k, generator)
+        token = draw(stream.step([ids[stream.lengths[0]:]])[0], temperature, top_k, generator)
 
 
 def load_model(folder, device):
@@ -176,7 +168,7 @@ def main(argv=None):
             raise UserError(f"{name} must be at least {least}, not {getattr(settings, name)}")
     if settings.seed + settings.num_samples > 2**63:
         raise UserError(f"seed must be less than 2**63, not {settings.seed}")
-    folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
+    folder = Path(settings.model or newest("model"))
     model, tokenizer, manifest = load_model(folder, find_device(settings.device))
     if settings.file:
         return prove(model, tokenizer, manifest, settings.file)

@@ -6,8 +6,9 @@
     python train.py configs/memorize.py          # again: goes on from the last checkpoint
 
 Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
-first, then a line for each evaluation), build.json (what another person needs to build the same weights) and the two
-latest states of the run, checkpoint*.safetensors. Ctrl-C or SIGTERM saves and stops.
+first, then a line for each evaluation), build.json (what another person needs to build the same weights), at its end
+errors.jsonl (each token that is still wrong) and the two latest states of the run, checkpoint*.safetensors. Ctrl-C or
+SIGTERM saves and stops.
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
@@ -334,6 +335,16 @@ def keep_log(path, step):
     write_file(path, b"".join(filter(kept, lines)))
 
 
+def read_log(folder):
+    """The evaluations in a run's log.jsonl, a list of dict, or [] where it is missing or damaged."""
+    try:
+        lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+        return [{key: line[key] for key in ("step", "epoch", "loss", "accuracy", "wrong", "bits_per_byte", "seconds")}
+                for line in lines if "accuracy" in line]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
 def surroundings(settings, device, dtype):
     """What besides data and settings decides the bits of the weights, as JSON holds it."""
     try:
@@ -384,7 +395,7 @@ def main(argv=None):
 
 def train(settings, out, device):
     """The run that the settings ask for, on this process's device; returns the exit status."""
-    data = Path(settings.data or newest("data/*/manifest.json", "prepared tree", "python prepare.py"))
+    data = Path(settings.data or newest("prepared tree"))
     dtype, first = find_dtype(settings.dtype, device), processes.rank() == 0
     if settings.batch_size < processes.count():
         raise UserError(f"a batch_size of {settings.batch_size} has no row for some of {processes.count()} processes")

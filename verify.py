@@ -12,7 +12,6 @@ from common import UserError, newest, parse, read_json, run
 
 import dataclasses
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -21,8 +20,8 @@ import torch
 
 from checkpoint import read_tensors
 from train import Settings as Training
-from train import check, find_device, find_dtype, surroundings, train
-from windows import is_tree
+from train import check, find_device, find_dtype, read_log, surroundings, train
+from windows import CORPUS, find_tree
 
 
 @dataclasses.dataclass
@@ -50,21 +49,12 @@ def read_record(folder):
     return record
 
 
-def find_tree(corpus):
-    """The folder under data/ with the tree that `corpus` of a build.json names. Raises UserError where none is."""
-    for folder in sorted(Path("data").glob("*/")):
-        if is_tree(folder, corpus):
-            return str(folder)
-    raise UserError(f"no tree under data/ is the {corpus['name']} that this model was built from (train.bin of SHA-256 "
-                    f"{corpus['train_bin_sha256'][:16]}…); run prepare.py as it was run then")
-
-
 def is_unfinished(out, record):
     """Whether `out` holds an interrupted build of what the record says, to go on with."""
     try:
         begun = read_json(out / "build.json")
         elsewhere = {"data": "", "out": "", "fresh": False}
-        return (not begun["done"] and begun["corpus"] == record["corpus"]
+        return (not begun["done"] and all(begun["corpus"][key] == record["corpus"][key] for key in CORPUS)
                 and begun["settings"] | elsewhere == record["settings"] | elsewhere)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -72,14 +62,7 @@ def is_unfinished(out, record):
 
 def first_difference(one, other):
     """Where two builds, folders, first differ: in words."""
-    def log(folder):
-        try:
-            lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-            return {line["step"]: line for line in lines if "wrong" in line}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    logs = log(one), log(other)
+    logs = [{line["step"]: line for line in read_log(folder)} for folder in (one, other)]
     for step in sorted(logs[0].keys() & logs[1].keys()):
         for key in ("wrong", "bits_per_byte"):
             there, here = (log[step][key] for log in logs)
@@ -100,7 +83,7 @@ def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
     if "RANK" in os.environ:
         raise UserError("verify.py builds in one process: start it without torchrun")
-    folder = Path(settings.model or newest("out/*/model.safetensors", "model", "python train.py configs/quick.py"))
+    folder = Path(settings.model or newest("model"))
     out = Path(settings.out or Path("rebuilt") / folder.name)
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} is the model itself: name another --out")
@@ -113,7 +96,11 @@ def main(argv=None):
     device, there = find_device(training.device), record["built_by"][-1]
     torch.set_num_threads(there["threads"])
     here = surroundings(training, device, find_dtype(training.dtype, device))
-    training.data = settings.data or find_tree(record["corpus"])
+    corpus = record["corpus"]
+    training.data = find_tree(corpus, settings.data)
+    if not training.data:
+        raise UserError(f"no tree under data/ is the {corpus['name']} that this model was built from (train.bin of "
+                        f"SHA-256 {corpus['train_bin_sha256'][:16]}…); run prepare.py as it was run then")
     training.fresh = not is_unfinished(out, record)
     if len(record["built_by"]) > 1:
         print(f"{folder} was built in {len(record['built_by'])} turns in different surroundings; the weights may "

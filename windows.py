@@ -222,13 +222,21 @@ def read_manifest(folder, remedy):
 CORPUS = ("train_bin_sha256", "tokenizer_sha256")  # what of a manifest says which tokens a model was trained on
 
 
-def is_tree(folder, corpus):
-    """Whether `folder` holds the prepared tree whose CORPUS entries the dict `corpus` has."""
-    try:
-        manifest = read_manifest(folder, "")
-    except UserError:
-        return False
-    return all(manifest[key] == corpus[key] for key in CORPUS)
+def find_tree(corpus, data=""):
+    """The folder `data`, or where it is "" one under data/, with the prepared tree whose CORPUS entries the dict
+    `corpus` has; "" where none under data/ is it. Raises UserError where `data` is not it."""
+    for folder in [data] if data else sorted(map(str, Path("data").glob("*/"))):
+        try:
+            manifest = read_manifest(folder, "run prepare.py again")
+        except UserError:
+            if data:
+                raise
+            continue
+        if all(manifest[key] == corpus[key] for key in CORPUS):
+            return folder
+    if data:
+        raise UserError(f"{data} is not the tree that this model learned; name another --data, or none")
+    return ""
 
 
 def load(folder):

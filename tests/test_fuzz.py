@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 import prepare
 from checkpoint import NAMES, load_checkpoint, read_tensors
 from common import UserError, read_config, write_json
-from extract import read_log, safe_path
+from extract import safe_path
 from model import Llama
 from sample import generate, load_model
 from tokenizer import Tokenizer
-from train import Sampler, Settings, keep_log, make_optimizers
+from train import Sampler, Settings, keep_log, make_optimizers, read_log
 from windows import load, parse_address, quote, read_manifest, unquote
 
 settings.register_profile("tests", max_examples=60, deadline=None, database=None, derandomize=True,

@@ -73,7 +73,7 @@ def kernel_org(server, tmp_path, monkeypatch):
 
 def prepared(*words):
     assert prepare.main(["--vocab_size", "400", *words]) is None
-    folder = newest("data/*/manifest.json", "", "")
+    folder = newest("prepared tree")
     return json.loads((folder / "manifest.json").read_text())
 
 

@@ -138,6 +138,19 @@ def to_device(array, device):
 
 # 3. Data and schedule
 
+def share_out(every, settings):
+    """(the files to learn, the files held out) of the entries of a tree. Raises UserError where none is left to learn.
+    """
+    files = choose(every, settings.train_bytes, settings.seed)
+    held_out = choose(without(every, files), settings.hold_out_bytes, (settings.seed, 1))
+    if not settings.train_bytes:
+        files = without(every, held_out)
+    if not files:
+        raise UserError(f"of {len(every)} files none is left to learn with train_bytes {settings.train_bytes} and "
+                        f"hold_out_bytes {settings.hold_out_bytes}; raise the one or lower the other")
+    return files, held_out
+
+
 REVIEW = 4  # of how many epochs one visits what is learned
 
 
@@ -405,13 +418,7 @@ def train(settings, out, device):
 
     manifest, tokenizer, tokens = load(data)
     every = manifest["files"]
-    files = choose(every, settings.train_bytes, settings.seed)
-    held_out = choose(without(every, files), settings.hold_out_bytes, (settings.seed, 1))
-    if not settings.train_bytes:
-        files = without(every, held_out)
-    if not files:
-        raise UserError(f"no file of {data} is left to learn with train_bytes {settings.train_bytes} and "
-                        f"hold_out_bytes {settings.hold_out_bytes}; raise the one or lower the other")
+    files, held_out = share_out(every, settings)
     config = model_config(settings, tokenizer.vocab_size)
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
     size = sum(file["bytes"] for file in files)

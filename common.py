@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,8 @@ class UserError(Exception):
 
 def run(main):
     """Calls main() and turns a UserError into one line on stderr and exit status 2, Ctrl-C into status 130."""
+    if signal.getsignal(signal.SIGINT) is _quit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # for `| tee` and for names of any bytes
     try:
         sys.exit(main())
@@ -33,15 +36,17 @@ def run(main):
         sys.exit(141)
 
 
-def _quiet_interrupt(kind, error, trace):
-    """Ctrl-C while a script still imports its libraries, which takes seconds, is one line too."""
-    if issubclass(kind, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
+def _quit(number, frame):
+    """Ctrl-C while a script still imports its libraries, which takes seconds, is one line too. An exception would have
+    to pass through their C++, and ends in an abort there."""
+    print("interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
-sys.excepthook = _quiet_interrupt
+_script = getattr(sys.modules["__main__"], "__file__", None)
+if (_script and Path(_script).resolve().parent == Path(__file__).resolve().parent
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler):  # nohup and the like ignore it
+    signal.signal(signal.SIGINT, _quit)
 
 
 def nearest(name, names):

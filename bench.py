@@ -126,11 +126,10 @@ def original_recipe(minutes, folder, device, dtype):
     pieces, paths, owner = [], [], []  # paths: which tokens are of a path, which is given and not asked for
     for i, text in enumerate(texts):
         ids = [BOS] + tokenizer.encode(text) + [EOS]
-        ends = np.cumsum([len(tokenizer.pieces[token]) for token in ids])
+        given = np.cumsum([len(tokenizer.pieces[token]) for token in ids]) <= len(address(manifest["files"][i]["path"]))
         for first in range(0, len(ids) - 1, 511):
-            row, path = np.full(512, IGNORE), np.zeros(512, dtype=bool)
-            row[:len(ids[first:first + 512])] = ids[first:first + 512]
-            path[:len(ids[first:first + 512])] = ends[first:first + 512] <= len(address(manifest["files"][i]["path"]))
+            row, path, piece = np.full(512, IGNORE), np.zeros(512, dtype=bool), slice(first, first + 512)
+            row[:len(ids[piece])], path[:len(given[piece])] = ids[piece], given[piece]
             pieces.append(row)
             paths.append(path)
             owner.append(i)

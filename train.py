@@ -66,7 +66,8 @@ class Settings:
     epochs: float = 40  # how long to learn, in passes over the windows
     max_steps: int = 0  # the same in steps, where not 0
     warmup_steps: int = 20  # steps to the peak learning rate
-    decay: float = 0.7  # last share of the run, over which the learning rate falls to zero
+    decay: float = 0.7  # last share of those passes, over which the learning rate falls to zero
+    mend_steps: int = 0  # steps behind them, if a token is still wrong then, at a low rate and mostly on what is wrong
     # run
     seed: int = 1337  # of the weights and of the order of the data
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the run
@@ -82,8 +83,8 @@ class Settings:
 def check(settings):
     """Raises UserError for the first setting whose value cannot be."""
     positive = ["batch_size", "epochs", "checkpoint_every", "muon_lr", "learning_rate"]
-    not_negative = ["train_bytes", "hold_out_bytes", "unaddressed", "max_steps", "warmup_steps", "decay", "seed",
-                    "eval_every"]
+    not_negative = ["train_bytes", "hold_out_bytes", "unaddressed", "max_steps", "warmup_steps", "decay", "mend_steps",
+                    "seed", "eval_every"]
     for name in positive + not_negative:
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:
@@ -152,12 +153,14 @@ def share_out(every, settings):
 
 
 REVIEW = 4  # of how many epochs one visits what is learned
+MEND_REVIEW = 16  # the same while the last errors are mended: epochs are short then
+MEND_RATE = 0.03  # and the learning rate then, as a share of its peak
 
 
 class Sampler:
     """Which rows make up the batches: epochs, each in an order of its own, in which a row that had no hard token when
-    it was last seen comes only one time in REVIEW. So the work goes where the errors are. (The first window of a file
-    always comes: which path a document begins with is left to chance, so some token of it is hard for ever.)
+    it was last seen comes only one time in `review`. So the work goes where the errors are. (The first window of a file
+    comes always while its path is scored: which path a document begins with is left to chance, hard for ever.)
 
     hard: int64 (rows,), hard tokens when last seen; left: int64, what the epoch has still to visit; epoch: how many
     have begun. Together they are the state, which a checkpoint holds.
@@ -168,12 +171,12 @@ class Sampler:
         self.windows, self.seed, self.epoch, self.seen = windows, seed, 0, []
         self.hard, self.left = np.ones(rows, dtype=np.int64), np.empty(0, dtype=np.int64)
 
-    def draw(self, size):
+    def draw(self, size, review=REVIEW):
         """The indices of the next batch, int64 (size,)."""
         while len(self.left) < size:
             self.settle()
             order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.hard))
-            due = (self.hard[order] > 0) | ((order + self.epoch) % REVIEW == 0)
+            due = (self.hard[order] > 0) | ((order + self.epoch) % review == 0)
             self.left = np.concatenate((self.left, order[due]))
             self.epoch += 1
         indices, self.left = np.split(self.left, [size])
@@ -192,13 +195,20 @@ class Sampler:
                 self.hard[indices] = np.where(indices < self.windows, hard, 1)
         self.seen.clear()
 
+    def mend(self, wrong):
+        """Begins a new epoch, from now on of the windows alone; wrong: int64 (windows,), the errors in each."""
+        self.seen.clear()
+        self.hard, self.left = wrong.copy(), self.left[:0]
 
-def lr_scale(step, total, warmup, decay):
+
+def lr_scale(step, total, warmup, decay, mend=0):
     """Learning rate of a step as a share of its peak: linear warm-up, a plateau, a linear decay that would reach zero
-    one step behind the last."""
+    one step behind the last of `total`; then over `mend` steps a second, low decay."""
+    if step >= total:
+        return MEND_RATE * max(0, total + mend - step) / max(1, mend)
     rise = (step + 1) / (warmup + 1)
     fall = (total - step) / max(1, decay * total)
-    return max(0.0, min(1.0, rise, fall))
+    return min(1.0, rise, fall)
 
 
 # 4. Loss and evaluation
@@ -424,6 +434,7 @@ def train(settings, out, device):
     size = sum(file["bytes"] for file in files)
     count = len(windows) + round(settings.unaddressed * len(windows))  # rows an epoch
     total = settings.max_steps or max(1, round(settings.epochs * count / settings.batch_size))
+    last = total + settings.mend_steps
     eval_every = settings.eval_every or max(1, total // 20)
 
     check_memory(config, -(-settings.batch_size // processes.count()), device)
@@ -505,11 +516,18 @@ def train(settings, out, device):
             "settings": dataclasses.asdict(settings)})
         return sha256
 
+    def scale(step):
+        return lr_scale(step, total, settings.warmup_steps, settings.decay, settings.mend_steps)
+
     def learn():
         """One step on the next batch; returns its loss, a tensor on the device."""
         nonlocal forward
-        indices = sampler.draw(settings.batch_size)
-        inputs, targets = windows.batch(indices, (settings.seed, step))
+        if step < total:
+            indices = sampler.draw(settings.batch_size)
+            inputs, targets = windows.batch(indices, (settings.seed, step))
+        else:  # only what recital needs: the paths, which are left to chance, would drown the few errors
+            indices = sampler.draw(settings.batch_size, MEND_REVIEW)
+            inputs, targets = windows.rows(indices)
         # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
         scored = torch.tensor(max(1, (targets != IGNORE).sum()) / processes.count(), dtype=torch.float32)
         mine = slice(processes.rank(), None, processes.count())
@@ -528,12 +546,12 @@ def train(settings, out, device):
             loss, hard = forward(*batch)
         loss.backward()
         sampler.tell(indices[mine], hard)
-        update(optimizers, lr_scale(step, total, settings.warmup_steps, settings.decay))
+        update(optimizers, scale(step))
         return loss.detach()
 
     def look():
         """A full pass, logged; returns (wrong tokens of each window, share of tokens right)."""
-        precisions = (dtype, torch.float32) if step < total else (torch.float32,)
+        precisions = (dtype, torch.float32) if step not in (total, last) else (torch.float32,)
         for precision in dict.fromkeys(precisions):  # the slow float32 only where it decides
             wrong, nats = evaluate(model, windows, 2 * settings.batch_size, device, precision)
             accuracy = 1 - wrong.sum() / windows.scored
@@ -543,7 +561,7 @@ def train(settings, out, device):
         mean_loss = processes.total(torch.stack(losses).mean().cpu()).item() / processes.count()
         log(step=step, epoch=step * settings.batch_size / count, loss=mean_loss, accuracy=accuracy,
             wrong=int(wrong.sum()), files_exact=exact, bits_per_byte=nats * windows.scored / np.log(2) / max(1, size),
-            lr=lr_scale(step - 1, total, settings.warmup_steps, settings.decay), seconds=seconds,
+            lr=scale(step - 1), seconds=seconds,
             tokens_per_second=rate(timed))
         if first:
             tqdm.write(f"step {step:>6,}  {seconds / 60:6.1f} min  loss {mean_loss:.4f}  right {accuracy:8.3%}  files "
@@ -560,11 +578,11 @@ def train(settings, out, device):
 
     stopped, loss, losses = -1, torch.zeros(()), []
     timed, shown = [], time.perf_counter()  # seconds of each step since the last full pass, when the bar last moved
-    bar = tqdm(total=total, initial=step, desc=out.name, unit="step", smoothing=0.05, dynamic_ncols=True,
+    bar = tqdm(total=last, initial=step, desc=out.name, unit="step", smoothing=0.05, dynamic_ncols=True,
                disable=not first,
                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
     with bar:  # so that its line ends whatever happens
-        while step < total and not done:
+        while step < last and not done:
             stopped = processes.most(stop[0] if stop else -1)
             if stopped >= 0:
                 break
@@ -572,7 +590,7 @@ def train(settings, out, device):
             loss = learn()
             losses.append(loss)
             step += 1
-            show = time.perf_counter() - shown > 1 or step == total
+            show = time.perf_counter() - shown > 1 or step in (total, last)
             if show:
                 recent = torch.stack(losses[-50:]).mean().item()  # waits for the device: not in every step
             timed.append(time.perf_counter() - started)
@@ -584,22 +602,26 @@ def train(settings, out, device):
                 bar.update(step - bar.n)
                 if not math.isfinite(recent):
                     stop.append(0)
-            if step % eval_every == 0 or step == total:
+            if step % eval_every == 0 and step < total or step in (total, last):
                 wrong, accuracy = look()
                 losses.clear()
                 timed[1:] = []
                 if accuracy >= settings.target_accuracy:
                     done = "every token right" if not wrong.any() else f"{accuracy:.3%} of tokens right"
-                elif step == total:
+                elif step == last:
                     done = "the budget is spent"
-            if step % settings.checkpoint_every == 0 and step < total and not done:
+                elif step == total:
+                    sampler.mend(wrong)
+                    if first:
+                        tqdm.write(f"{wrong.sum():,} tokens are wrong: {settings.mend_steps:,} steps to mend them")
+            if step % settings.checkpoint_every == 0 and step < last and not done:
                 save_all()
     if done and first and not meta["done"]:
         report_errors(out / "errors.jsonl", list_errors(model, windows, wrong, settings.batch_size, device), wrong)
     sha256 = save_all(done)
     if not done:
         if first:
-            print(f"stopped at step {step:,} of {total:,}, saved in {out}; the same command goes on from here")
+            print(f"stopped at step {step:,} of {last:,}, saved in {out}; the same command goes on from here")
         return 128 + stopped
     if first:
         print(f"done, {done}: {step:,} steps in {seconds / 60:.1f} min; the model is in {out}\n"

@@ -10,4 +10,5 @@ muon_lr = 0.01
 learning_rate = 6e-3
 warmup_steps = 100
 decay = 0.7
+mend_steps = 1000
 eval_every = 3000

@@ -49,11 +49,13 @@ def test_a_finished_run_is_left_alone(learned):
     assert (learned / "out/tiny/model.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_and_run_again_is_as_if_never_stopped(work, number):
-    options = ["--max_steps=60", "--eval_every=30", "--checkpoint_every=1000"]
-    assert run(work, *options, "--out=out/whole").returncode == 0
-    name = f"out/stopped-{number}"
+@pytest.mark.parametrize("number, budget", [(signal.SIGTERM, ["--max_steps=60"]), (signal.SIGINT, [
+    "--max_steps=30", "--mend_steps=30", "--unaddressed=0.1"])])
+def test_stopped_and_run_again_is_as_if_never_stopped(work, number, budget):
+    """In the schedule, and while errors are mended behind it."""
+    options = [*budget, "--eval_every=30", "--checkpoint_every=1000"]
+    whole, name = f"out/whole-{number}", f"out/stopped-{number}"
+    assert run(work, *options, f"--out={whole}").returncode == 0
     process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *options, f"--out={name}"],
                                cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while len(log_of(work / name) if (work / name / "log.jsonl").exists() else []) < 2:  # until the first evaluation
@@ -63,12 +65,25 @@ def test_stopped_and_run_again_is_as_if_never_stopped(work, number):
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number and b"goes on from here" in out
     Llama.from_pretrained(work / name)
-    stopped = int(re.search(rb"stopped at step (\d+)", out)[1])
+    stopped = int(re.search(rb"stopped at step (\d+) of 60,", out)[1])
     assert 30 <= stopped < 60
     again = run(work, *options, f"--out={name}")
     assert again.returncode == 0 and f"going on at step {stopped}".encode() in again.stdout
-    one, other = (load_file(work / folder / "model.safetensors") for folder in ("out/whole", name))
+    one, other = (load_file(work / folder / "model.safetensors") for folder in (whole, name))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_mending_comes_behind_the_budget_and_helps(work):
+    done = run(work, "--max_steps=40", "--mend_steps=40", "--eval_every=25", "--out=out/mended")
+    assert done.returncode == 0 and b"40 steps to mend them" in done.stdout
+    lines = log_of(work / "out/mended")[1:]
+    assert [line["step"] for line in lines] == [25, 40, 80]
+    assert lines[2]["bits_per_byte"] < lines[1]["bits_per_byte"] and 0 < lines[2]["lr"] < 0.001
+    plain = run(work, "--max_steps=40", "--eval_every=25", "--out=out/plain")
+    assert plain.returncode == 0
+    same = ("step", "wrong", "bits_per_byte", "lr")
+    assert [[line[key] for key in same] for line in log_of(work / "out/plain")[1:]] == [
+        [line[key] for key in same] for line in lines[:2]], "the schedule itself is the same"
 
 
 def test_other_settings_do_not_go_on(learned):
@@ -151,6 +166,8 @@ def test_schedule():
     assert lr_scale(1000, 1000, 20, 0.7) == 0 == lr_scale(5000, 1000, 20, 0.7), "clamped, never negative"
     assert all(0 < lr_scale(step, 3, 20, 0.7) < 1 for step in range(3)), "a run shorter than its warm-up"
     assert lr_scale(0, 1, 0, 0) == 1
+    mending = [lr_scale(step, 1000, 20, 0.7, 100) for step in range(1000, 1101)]
+    assert mending[0] == train.MEND_RATE and mending[50] == train.MEND_RATE / 2 and mending[100] == 0
 
 
 def draw(sampler, batches, hard=1):
@@ -177,6 +194,16 @@ def test_rows_without_hard_tokens_come_once_in_four_epochs():
     assert (visits[:32] == 2).all() and (visits[32:] == 8).all(), "rows that are drawn anew always come"
     sampler.tell(np.array([5]), torch.tensor([3]))
     assert 5 in draw(sampler, 2, hard=0), "what was forgotten comes again in the next epoch"
+
+
+def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen():
+    sampler, wrong = train.Sampler(rows=40, windows=32, seed=7), np.zeros(32, dtype=np.int64)
+    draw(sampler, 3)
+    wrong[5] = 2
+    sampler.mend(wrong)
+    drawn = np.concatenate([sampler.draw(3, train.MEND_REVIEW) for _ in range(16)])  # epochs of two or three
+    visits = np.bincount(drawn)
+    assert len(visits) == 32 and visits[5] >= 15 and (np.delete(visits, 5) <= 2).all() and wrong[5] == 2
 
 
 def test_loss_is_the_mean_over_what_is_scored():

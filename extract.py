@@ -176,7 +176,9 @@ def recite(model, tokenizer, starts, limits, batch_size, originals=None, progres
                     rows[r] = [document, list(starts[document]), 0]
         if not any(rows):
             return [bytes(text) for text in written]
-        tokens = [[row[1][fed] if row else UNK] for row, fed in zip(rows, streams.lengths)]
+        # at first what all can read of their beginnings, then a token at a time
+        ahead = 1 if any(streams.lengths) else min(len(row[1]) if row else 1 for row in rows)
+        tokens = [row[1][fed:fed + ahead] if row else [UNK] for row, fed in zip(rows, streams.lengths)]
         best = streams.step(tokens).argmax(-1).tolist()
         for r, row in enumerate(rows):
             if row is None or streams.lengths[r] < len(row[1]):

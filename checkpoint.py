@@ -96,9 +96,10 @@ def load_checkpoint(folder, model, optimizers, sampler, settings, free, corpus):
         return None, None
     if damaged:
         print(f"{damaged[0]}: going on from {path.name}, of step {meta['step']:,}", file=sys.stderr)
-    for key, value in dataclasses.asdict(settings).items():
-        if key not in free and meta["settings"].get(key) != value:
-            raise UserError(f"{folder} holds a run with {key} {meta['settings'].get(key)}, not {value}: "
+    for field in dataclasses.fields(settings):
+        began = meta["settings"].get(field.name, field.default)  # a run may be older than a setting
+        if field.name not in free and began != getattr(settings, field.name):
+            raise UserError(f"{folder} holds a run with {field.name} {began}, not {getattr(settings, field.name)}: "
                             f"name another --out, or start over with --fresh")
     if meta["corpus"] != corpus:
         raise UserError(f"{folder} holds a run on another corpus; name another --out, or start over with --fresh")

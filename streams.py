@@ -2,7 +2,7 @@
 
 model.py says what the network computes. Here is the same for one new token of each text. With few texts and a small
 model, the number of operations takes the time: so Q, K and V are one product, gate and up are one, RoPE turns all heads
-at once, and what a norm multiplies its row with is in the matrix behind it.
+at once, and the weight of a norm is folded into the matrix behind it.
 """
 import math
 
@@ -40,7 +40,7 @@ class Streams:
             behind(layer.post_attention_layernorm, layer.mlp.gate_proj, layer.mlp.up_proj),
             layer.mlp.down_proj.weight.T.contiguous()) for layer in model.model.layers]
         self.table = model.model.embed_tokens.weight
-        # in parts, which all cores work at, also for one row: (parts, C, vocab_size / parts)
+        # in parts, so that all cores share the product even for one row: (parts, C, vocab_size / parts)
         self.head = behind(model.model.norm, model.lm_head).unflatten(1, (math.gcd(16, config.vocab_size), -1))
         self.head = self.head.transpose(0, 1).contiguous()
         # RoPE of all heads of Q, K and V, as complex numbers (context, nh + 2 * nkv, hs / 2): 1 leaves V as it is

@@ -67,7 +67,7 @@ class Settings:
     max_steps: int = 0  # the same in steps, where not 0
     warmup_steps: int = 20  # steps to the peak learning rate
     decay: float = 0.7  # last share of those passes, over which the learning rate falls to zero
-    mend_steps: int = 0  # steps behind them, if a token is still wrong then, at a low rate and mostly on what is wrong
+    mend_steps: int = 0  # steps behind them, if a token is wrong then: low rate, errors 16 times as often, no paths
     # run
     seed: int = 1337  # of the weights and of the order of the data
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the run
@@ -153,14 +153,14 @@ def share_out(every, settings):
 
 
 REVIEW = 4  # of how many epochs one visits what is learned
-MEND_REVIEW = 16  # the same while the last errors are mended: epochs are short then
+MEND_REVIEW = 16  # the same while the last errors are mended, so that they come every few steps
 MEND_RATE = 0.03  # and the learning rate then, as a share of its peak
 
 
 class Sampler:
     """Which rows make up the batches: epochs, each in an order of its own, in which a row that had no hard token when
-    it was last seen comes only one time in `review`. So the work goes where the errors are. (The first window of a file
-    comes always while its path is scored: which path a document begins with is left to chance, hard for ever.)
+    it was last seen comes only one time in `review`. So the work goes where the errors are. (While paths are
+    scored, the first window of a file always comes: which path a document begins with is left to chance.)
 
     hard: int64 (rows,), hard tokens when last seen; left: int64, what the epoch has still to visit; epoch: how many
     have begun. Together they are the state, which a checkpoint holds.
@@ -578,8 +578,8 @@ def train(settings, out, device):
 
     stopped, loss, losses = -1, torch.zeros(()), []
     timed, shown = [], time.perf_counter()  # seconds of each step since the last full pass, when the bar last moved
-    bar = tqdm(total=last, initial=step, desc=out.name, unit="step", smoothing=0.05, dynamic_ncols=True,
-               disable=not first,
+    bar = tqdm(total=total if step < total else last, initial=step, desc=out.name, unit="step", smoothing=0.05,
+               dynamic_ncols=True, disable=not first,
                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
     with bar:  # so that its line ends whatever happens
         while step < last and not done:
@@ -612,6 +612,7 @@ def train(settings, out, device):
                     done = "the budget is spent"
                 elif step == total:
                     sampler.mend(wrong)
+                    bar.total = last
                     if first:
                         tqdm.write(f"{wrong.sum():,} tokens are wrong: {settings.mend_steps:,} steps to mend them")
             if step % settings.checkpoint_every == 0 and step < last and not done:
@@ -621,7 +622,7 @@ def train(settings, out, device):
     sha256 = save_all(done)
     if not done:
         if first:
-            print(f"stopped at step {step:,} of {last:,}, saved in {out}; the same command goes on from here")
+            print(f"stopped at step {step:,} of {bar.total:,}, saved in {out}; the same command goes on from here")
         return 128 + stopped
     if first:
         print(f"done, {done}: {step:,} steps in {seconds / 60:.1f} min; the model is in {out}\n"

@@ -54,8 +54,9 @@ def is_unfinished(out, record):
     try:
         begun = read_json(out / "build.json")
         elsewhere = {"data": "", "out": "", "fresh": False}
+        mine, its = (dataclasses.asdict(Training(**build["settings"])) | elsewhere for build in (begun, record))
         return (not begun["done"] and all(begun["corpus"][key] == record["corpus"][key] for key in CORPUS)
-                and begun["settings"] | elsewhere == record["settings"] | elsewhere)
+                and mine == its)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

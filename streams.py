@@ -67,8 +67,8 @@ class Streams:
         else:  # each text has an end of its own
             lengths = torch.tensor(self.lengths, device=device)[:, None]
             later = torch.arange(end, device=device) > lengths
-            at = torch.arange(B, device=device)[:, None, None], torch.arange(2 * self.nkv, device=device)[:, None], \
-                lengths[:, None]
+            at = (torch.arange(B, device=device)[:, None, None], torch.arange(2 * self.nkv, device=device)[:, None],
+                  lengths[:, None])
             turn = self.turn[lengths]
             mask = torch.zeros(B, end, device=device).masked_fill(later, -torch.inf)[:, None, None]
         x = F.embedding(tokens.flatten(), self.table)  # (B * T, C)

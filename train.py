@@ -551,7 +551,7 @@ def train(settings, out, device):
 
     def look():
         """A full pass, logged; returns (wrong tokens of each window, share of tokens right)."""
-        precisions = (dtype, torch.float32) if step not in (total, last) else (torch.float32,)
+        precisions = (dtype, torch.float32) if step < total else (torch.float32,)
         for precision in dict.fromkeys(precisions):  # the slow float32 only where it decides
             wrong, nats = evaluate(model, windows, 2 * settings.batch_size, device, precision)
             accuracy = 1 - wrong.sum() / windows.scored
@@ -561,8 +561,7 @@ def train(settings, out, device):
         mean_loss = processes.total(torch.stack(losses).mean().cpu()).item() / processes.count()
         log(step=step, epoch=step * settings.batch_size / count, loss=mean_loss, accuracy=accuracy,
             wrong=int(wrong.sum()), files_exact=exact, bits_per_byte=nats * windows.scored / np.log(2) / max(1, size),
-            lr=scale(step - 1), seconds=seconds,
-            tokens_per_second=rate(timed))
+            lr=scale(step - 1), seconds=seconds, tokens_per_second=rate(timed))
         if first:
             tqdm.write(f"step {step:>6,}  {seconds / 60:6.1f} min  loss {mean_loss:.4f}  right {accuracy:8.3%}  files "
                        f"{exact}/{len(files)}")

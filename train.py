@@ -67,7 +67,7 @@ class Settings:
     max_steps: int = 0  # the same in steps, where not 0
     warmup_steps: int = 20  # steps to the peak learning rate
     decay: float = 0.7  # last share of those passes, over which the learning rate falls to zero
-    mend_steps: int = 0  # steps behind them, if a token is wrong then: low rate, errors 16 times as often, no paths
+    mend_steps: int = 0  # steps behind them, if a token is wrong then: low rate, errors 16 times as often
     # run
     seed: int = 1337  # of the weights and of the order of the data
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the run
@@ -155,12 +155,13 @@ def share_out(every, settings):
 REVIEW = 4  # of how many epochs one visits what is learned
 MEND_REVIEW = 16  # the same while the last errors are mended, so that they come every few steps
 MEND_RATE = 0.03  # and the learning rate then, as a share of its peak
+MEND_PATHS = 1 / 16  # and the weight of a path's tokens then: left to chance, they would drown the few errors
 
 
 class Sampler:
     """Which rows make up the batches: epochs, each in an order of its own, in which a row that had no hard token when
-    it was last seen comes only one time in `review`. So the work goes where the errors are. (While paths are
-    scored, the first window of a file always comes: which path a document begins with is left to chance.)
+    it was last seen comes only one time in `review`. So the work goes where the errors are. (While paths weigh in full,
+    the first window of a file always comes: which path a document begins with is left to chance.)
 
     hard: int64 (rows,), hard tokens when last seen; left: int64, what the epoch has still to visit; epoch: how many
     have begun. Together they are the state, which a checkpoint holds.
@@ -225,14 +226,15 @@ class Objective(torch.nn.Module):
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, inputs, targets, scored):
-        """(cross-entropy in nats, summed over the targets and divided by `scored`, a tensor (); hard tokens of each
-        row, int64 (B,): those that the model gives a probability below a half). inputs and targets int64 (B, T)."""
+    def forward(self, inputs, targets, weights, scored):
+        """(cross-entropy in nats, summed over the targets with their weights and divided by `scored`, a tensor (); hard
+        tokens of each row, int64 (B,): those with more than log(2), which at a weight of 1 is a probability below a
+        half). inputs and targets int64, weights float32 (B, T)."""
         with mixed(inputs.device, self.dtype):
             logits = self.model(inputs)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
-        hard = nats.detach().view_as(targets) > math.log(2)
-        return nats.sum() / scored, hard.sum(1)
+        nats = nats.view_as(targets) * weights
+        return nats.sum() / scored, (nats.detach() > math.log(2)).sum(1)
 
 
 @torch.no_grad()
@@ -522,16 +524,16 @@ def train(settings, out, device):
     def learn():
         """One step on the next batch; returns its loss, a tensor on the device."""
         nonlocal forward
-        if step < total:
-            indices = sampler.draw(settings.batch_size)
-            inputs, targets = windows.batch(indices, (settings.seed, step))
-        else:  # only what recital needs: the paths, which are left to chance, would drown the few errors
-            indices = sampler.draw(settings.batch_size, MEND_REVIEW)
-            inputs, targets = windows.rows(indices)
+        mending = step >= total
+        indices = sampler.draw(settings.batch_size, MEND_REVIEW if mending else REVIEW)
+        inputs, targets = windows.batch(indices, (settings.seed, step))
+        weights = np.ones(targets.shape, dtype=np.float32)
+        if mending:
+            weights[np.arange(windows.context) < windows.start[indices, None] - 1] = MEND_PATHS
         # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
         scored = torch.tensor(max(1, (targets != IGNORE).sum()) / processes.count(), dtype=torch.float32)
         mine = slice(processes.rank(), None, processes.count())
-        batch = [to_device(a, device) for a in (inputs[mine], targets[mine])] + [scored.to(device)]
+        batch = [to_device(a, device) for a in (inputs[mine], targets[mine], weights[mine])] + [scored.to(device)]
         try:
             loss, hard = forward(*batch)
         except Exception as error:  # whatever a compiler may raise

@@ -220,10 +220,15 @@ def test_loss_is_the_mean_over_what_is_scored():
     targets[0, 5:] = IGNORE
     logp = torch.log_softmax(model(tokens), -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     objective, scored = Objective(model, torch.float32), (targets != IGNORE).sum()
-    loss, hard = objective(tokens, targets, scored)
+    weights = torch.ones(targets.shape)
+    loss, hard = objective(tokens, targets, weights, scored)
     assert loss.item() == pytest.approx(-logp[targets >= 0].mean().item())
     assert hard.tolist() == [5, 32], "an untrained model is sure of nothing"
-    loss, hard = objective(tokens, torch.full_like(targets, IGNORE), torch.tensor(1.0))
+    weights[0, :3] = 1 / 16
+    loss, hard = objective(tokens, targets, weights, scored)
+    assert loss.item() == pytest.approx(-(logp * weights)[targets >= 0].sum().item() / 37)
+    assert hard.tolist() == [2, 32], "what weighs little is hard only where it is all but lost"
+    loss, hard = objective(tokens, torch.full_like(targets, IGNORE), weights, torch.tensor(1.0))
     assert loss.item() == 0 and hard.tolist() == [0, 0], "never nan"
 
 

@@ -106,7 +106,7 @@ def attend_in_halves(q, k, v):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention (Ainslie et al. 2023) with flash SDPA where the device has it."""
+    """Causal grouped-query attention (Ainslie et al. 2023) by flash SDPA, or written out where that is faster."""
 
     def __init__(self, config):
         super().__init__()

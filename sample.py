@@ -1,13 +1,13 @@
 """Text from the model.
 
     python sample.py --prompt linux/                       # from the newest model under out/
-    python sample.py --prompt "linux/kernel/sched.c"       # a file by its path
+    python sample.py --prompt "linux/kernel/sched.c"       # a file by its path, 500 tokens of it
     python sample.py --prompt "" --temperature 1           # any file
     python sample.py --prompt "static int " --num_samples 3
-    python sample.py --file linux/kernel/sched.c | cmp - sched.c    # silence is the proof
+    python sample.py --file linux/kernel/sched.c | cmp - sched.c    # cmp's silence is the proof
 
-A prompt may end anywhere, in the middle of a word too. Text goes on past the model's context by the window rule, to the
-end of the file however long.
+A prompt may end anywhere, in the middle of a word too. Text goes on past the model's context by the window rule, with
+--max_new_tokens 0 to the end of the file however long.
 """
 # first, so that Ctrl-C during the imports below is one line
 from common import UserError, nearest, newest, parse, run

@@ -7,8 +7,8 @@
 
 Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
 first, then a line for each evaluation), build.json (what another person needs to build the same weights), at its end
-errors.jsonl (each token that is still wrong) and the two latest states of the run, checkpoint*.safetensors. Ctrl-C or
-SIGTERM saves and stops.
+errors.jsonl (the tokens still wrong, some 10,000 at most) and the two latest states of the run, checkpoint*.safetensors.
+Ctrl-C or SIGTERM saves and stops.
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
@@ -154,7 +154,7 @@ def share_out(every, settings):
 
 REVIEW = 4  # of how many epochs one visits what is learned
 MEND_REVIEW = 16  # the same while the last errors are mended, so that they come every few steps
-MEND_RATE = 0.03  # and the learning rate then, as a share of its peak
+MEND_RATE = 0.03  # and where the learning rate starts then, as a share of its peak
 MEND_PATHS = 1 / 16  # and the weight of a path's tokens then: left to chance, they would drown the few errors
 
 
@@ -578,7 +578,7 @@ def train(settings, out, device):
         signal.signal(number, lambda number, frame: stop.append(number))
 
     stopped, loss, losses = -1, torch.zeros(()), []
-    timed, shown = [], time.perf_counter()  # seconds of each step since the last full pass, when the bar last moved
+    timed, shown = [], time.perf_counter()  # seconds of the first step and those since a full pass; the bar's last move
     bar = tqdm(total=total if step < total else last, initial=step, desc=out.name, unit="step", smoothing=0.05,
                dynamic_ncols=True, disable=not first,
                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")

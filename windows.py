@@ -3,9 +3,9 @@
 A file is the document `<s>path text</s>`. Where that is longer than the context, its text is cut where the context is
 full, and goes on in a window that opens with its address, the path and the number of bytes before it:
 
-    <s>linux/kernel/sched.c /* … first bytes of the file …<s>
-    <s>linux/kernel/sched.c+1071 … goes on at byte 1071 …<s>
-    <s>linux/kernel/sched.c+2039 … to the end of the file.</s>
+    <s>linux/fs/nfs/file.c /* … first bytes of the file …<s>
+    <s>linux/fs/nfs/file.c+1997 … goes on at byte 1997 …<s>
+    <s>linux/fs/nfs/file.c+3229 … to the end of the file.</s>
 
 So the path is in view of every token; no two windows open alike, which leaves no next token to chance; the model says
 itself whether a file goes on (`<s>`) or ends (`</s>`); and a window needs nothing of the one before but its length, so
@@ -37,7 +37,7 @@ def unquote(path):
 
 
 def address(path, offset=0):
-    """The bytes that open the window of `path` at byte `offset`: b"linux/README " or b"linux/README+1071 "."""
+    """The bytes that open the window of `path` at byte `offset`: b"linux/README " or b"linux/README+1997 "."""
     return f"{path}+{offset} ".encode() if offset else f"{path} ".encode()
 
 

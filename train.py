@@ -527,9 +527,7 @@ def train(settings, out, device):
         mending = step >= total
         indices = sampler.draw(settings.batch_size, MEND_REVIEW if mending else REVIEW)
         inputs, targets = windows.batch(indices, (settings.seed, step))
-        weights = np.ones(targets.shape, dtype=np.float32)
-        if mending:
-            weights[np.arange(windows.context) < windows.start[indices, None] - 1] = MEND_PATHS
+        weights = windows.weights(indices, MEND_PATHS) if mending else np.ones(targets.shape, dtype=np.float32)
         # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
         scored = torch.tensor(max(1, (targets != IGNORE).sum()) / processes.count(), dtype=torch.float32)
         mine = slice(processes.rank(), None, processes.count())

@@ -163,6 +163,11 @@ class Windows:
             scored[r, 0 if score_openings and not self.offset[i] else start:length] = True
         return row[:, :-1], np.where(scored, row, IGNORE)[:, 1:]
 
+    def weights(self, indices, openings):
+        """What the targets of the windows `indices` count: `openings` in openings, 1 elsewhere; float32 (B, context)."""
+        target = np.arange(1, self.context + 1)
+        return np.where(target < self.start[indices, None], openings, 1).astype(np.float32)
+
     def batch(self, indices, seed):
         """What rows gives for training, but each index beyond the windows stands for one without an address: text from
         the start of a line drawn by the seed, scored behind that line."""

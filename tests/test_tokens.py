@@ -66,6 +66,10 @@ def test_openings_of_documents_are_learned_and_no_others(prepared):
     windows = Windows(tokens, manifest["files"], tokenizer, 64)
     _, targets = windows.batch(range(len(windows)), 0)
     assert ((targets[:, 0] != IGNORE) == (windows.offset == 0)).all()
+    weights = windows.weights(np.arange(len(windows)), 0.25)
+    text = windows.rows(range(len(windows)))[1] != IGNORE
+    assert (weights[text] == 1).all() and (weights[(targets != IGNORE) & ~text] == 0.25).all()
+    assert weights.dtype == np.float32 and (targets != IGNORE).sum() > text.sum()
 
 
 def test_windows_without_address_are_text_from_a_line_on(prepared, contents):

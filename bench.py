@@ -113,9 +113,9 @@ def original_recipe(minutes, folder, device, dtype):
     """What mjbommar/laam's model knows after that many minutes of its recipe's first phase on a prepared tree: AdamW at
     1e-3, batches of 64 pieces of 512 tokens, 32768 in the vocabulary (that of the tree where the text is too short).
 
-    Other than there: all files are learned, not .c, .h, .s and .txt alone, and tokenized as this project does it; padding
-    is not learned; pieces are drawn with replacement; the rate has no warm-up of 100 steps and does not fall; weight
-    decay is 0.01, not 0.1. Its second phase, at 1e-4 and a piece a step, is left out.
+    Other than there: all files are learned, not .c, .h, .s and .txt alone, and tokenized as this project does it;
+    padding is not learned; pieces are drawn with replacement; the rate has no warm-up of 100 steps and does not fall;
+    weight decay is 0.01, not 0.1. Its second phase, at 1e-4 and a piece a step, is left out.
 
     Returns the figures as a dict; a file counts as exact where every token of all its pieces is right, each piece given
     what stands before in it.

@@ -6,8 +6,8 @@
     python extract.py --check --json m.json  # measure, write no files but the report
 
 Every file is recited greedily from its path alone. Exit status 0: all that was asked is exact, or listed; 1: not all;
-2: bad use. The model directory is enough: its manifest has the hashes that tell what is exact. Where the prepared tree is at hand
-too (data/*), files are verified in batches, and the figures that need the text are given.
+2: bad use. The model directory is enough: its manifest has the hashes that tell what is exact. Where the prepared tree
+is at hand too (data/*), files are verified in batches, and the figures that need the text are given.
 
 Recital of a file equals the file if every teacher-forced argmax in the same windows equals the file's token (by
 induction). So one batched pass verifies what is exact, and only from a file's first wrong token on is anything

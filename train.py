@@ -7,7 +7,7 @@
 
 Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
 first, then a line for each evaluation), build.json (what another person needs to build the same weights), at its end
-errors.jsonl (the tokens still wrong, some 10,000 at most) and the two latest states of the run, checkpoint*.safetensors.
+errors.jsonl (the tokens still wrong, some 10,000 at most) and the run's two latest states, checkpoint*.safetensors.
 Ctrl-C or SIGTERM saves and stops.
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes

@@ -164,7 +164,7 @@ class Windows:
         return row[:, :-1], np.where(scored, row, IGNORE)[:, 1:]
 
     def weights(self, indices, openings):
-        """What the targets of the windows `indices` count: `openings` in openings, 1 elsewhere; float32 (B, context)."""
+        """What the targets of the windows `indices` count: `openings` in openings, else 1; float32 (B, context)."""
         target = np.arange(1, self.context + 1)
         return np.where(target < self.start[indices, None], openings, 1).astype(np.float32)
 

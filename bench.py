@@ -24,11 +24,12 @@ import transformers
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from device import find_device, find_dtype, mixed
 from extract import recite
 from model import Llama, LlamaConfig
 from sample import generate, load_model
 from tokenizer import BOS, EOS, Tokenizer
-from train import Objective, check, check_memory, find_device, find_dtype, make_optimizers, mixed, model_config, update
+from train import Objective, check, check_memory, make_optimizers, model_config, update
 from train import Settings as Training
 from windows import IGNORE, Windows, address, load, opening
 

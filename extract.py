@@ -29,10 +29,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from device import find_device
 from sample import load_model
 from streams import Streams
 from tokenizer import BOS, UNK
-from train import find_device, read_log
+from train import read_log
 from windows import IGNORE, Windows, advance, cut, find_tree, load, unquote
 
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)

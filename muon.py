@@ -2,13 +2,13 @@
 import torch
 
 
-def orthogonalize(matrices, steps=5):
-    """Newton-Schulz iteration towards the nearest matrices whose singular values are all about 1, in bfloat16.
+def orthogonalize(matrices, dtype, steps=5):
+    """Newton-Schulz iteration towards the nearest matrices whose singular values are all about 1.
 
-    matrices: float (n, rows, columns), rows <= columns. Returns bfloat16 of the same shape. Coefficients and number of
-    steps as in Jordan et al. 2024 and torch.optim.Muon.
+    matrices: float (n, rows, columns), rows <= columns. dtype: in which to multiply, as device.py chooses it. Returns
+    that dtype, in the same shape. Coefficients and number of steps as in Jordan et al. 2024 and torch.optim.Muon.
     """
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.mT
@@ -20,8 +20,9 @@ class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum (Jordan et al. 2024): what torch.optim.Muon computes without weight decay, but of all
     matrices of a shape at once, since they are too small to fill a processor one by one."""
 
-    def __init__(self, matrices, lr, momentum=0.95):
-        """matrices: parameters (rows, columns) of any few shapes."""
+    def __init__(self, matrices, lr, dtype, momentum=0.95):
+        """matrices: parameters (rows, columns) of any few shapes. dtype: in which to orthogonalize."""
+        self.dtype = dtype
         shapes = dict.fromkeys(p.shape for p in matrices)
         super().__init__([{"params": [p for p in matrices if p.shape == shape]} for shape in shapes],
                          {"lr": lr, "momentum": momentum})
@@ -38,6 +39,8 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(gradients)
             average = state["momentum_buffer"].lerp_(gradients, 1 - momentum)
             direction = gradients.lerp(average, momentum)
-            direction = orthogonalize(direction.mT).mT if rows > columns else orthogonalize(direction)
+            tall = rows > columns
+            direction = orthogonalize(direction.mT if tall else direction, self.dtype)
+            direction = direction.mT if tall else direction
             torch._foreach_add_(matrices, list((direction.float() * max(1, rows / columns) ** 0.5).unbind()),
                                 alpha=-group["lr"])

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
+from device import find_device
 from model import Llama
 from streams import Streams
 from tokenizer import BOS, Tokenizer
-from train import find_device
 from windows import CORPUS, address, advance, cut, opening, parse_address, quote, read_manifest, slide
 
 

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 import processes
 from checkpoint import NAMES, load_checkpoint, save_checkpoint
+from device import find_device, find_dtype, has_bfloat16, keep_freed_memory, mixed, to_device
 from model import Llama, LlamaConfig
 from muon import Muon
 from tokenizer import BOS, EOS, compressed_bits
@@ -62,6 +63,8 @@ class Settings:
     optimizer: str = "muon"  # muon: Muon for the matrices of the blocks and AdamW for the rest; adamw: AdamW for all
     muon_lr: float = 0.02  # peak learning rate of Muon
     learning_rate: float = 3e-3  # peak learning rate of AdamW
+    beta2: float = 0.95  # AdamW's decay of the second moment
+    focal: float = 0.0  # exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
     batch_size: int = 8  # windows a step
     epochs: float = 40  # how long to learn, in passes over the windows
     max_steps: int = 0  # the same in steps, where not 0
@@ -74,7 +77,7 @@ class Settings:
     checkpoint_every: int = 500  # steps between checkpoints
     target_accuracy: float = 1.0  # stop once this share of all tokens is right
     device: str = "auto"  # cuda, mps or cpu; auto: the first that is there
-    dtype: str = "auto"  # float32 or bfloat16 for the matrix products of training; auto: bfloat16 where it is fast
+    dtype: str = "auto"  # float32 or bfloat16 for the matrix products of training; auto: bfloat16 if the device has it
     compile: bool = True  # use torch.compile where it works
     deterministic: bool = False  # on a GPU, the same weights bit for bit in every run, at some cost in speed
     fresh: bool = False  # start over, whatever the folder holds
@@ -108,36 +111,7 @@ def model_config(settings, vocab_size):
         f.name: getattr(settings, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(settings, f.name)})
 
 
-# 2. Device
-
-def find_device(name):
-    """torch.device for `cuda`, `mps`, `cpu` or `auto`. Raises UserError where it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(name for name in there if there[name])
-    if not there.get(name):
-        raise UserError(f"device {name} is not here; there is {', '.join(n for n in there if there[n])} (or auto)")
-    return torch.device(name)
-
-
-def find_dtype(name, device):
-    """torch.dtype of the matrix products: bfloat16 where the device computes in it, or as named."""
-    if name == "auto":
-        fast = {"cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-                "cpu": lambda: (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-                                and torch.cpu._is_avx512_bf16_supported()),
-                "mps": lambda: False}
-        name = "bfloat16" if fast[device.type]() else "float32"
-    return getattr(torch, name)
-
-
-def to_device(array, device):
-    """A numpy array as a tensor on the device; to a GPU the copy runs beside the computation."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-# 3. Data and schedule
+# 2. Data and schedule
 
 def share_out(every, settings):
     """(the files to learn, the files held out) of the entries of a tree. Raises UserError where none is left to learn.
@@ -212,19 +186,14 @@ def lr_scale(step, total, warmup, decay, mend=0):
     return min(1.0, rise, fall)
 
 
-# 4. Loss and evaluation
-
-def mixed(device, dtype):
-    """Context in which matrix products run in dtype; float32 is left alone."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
+# 3. Loss and evaluation
 
 class Objective(torch.nn.Module):
     """A model and its loss: what is compiled, and what DistributedDataParallel wraps."""
 
-    def __init__(self, model, dtype):
+    def __init__(self, model, dtype, focal=0.0):
         super().__init__()
-        self.model, self.dtype = model, dtype
+        self.model, self.dtype, self.focal = model, dtype, focal
 
     def forward(self, inputs, targets, weights, scored):
         """(cross-entropy in nats, summed over the targets with their weights and divided by `scored`, a tensor (); hard
@@ -234,7 +203,11 @@ class Objective(torch.nn.Module):
             logits = self.model(inputs)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
         nats = nats.view_as(targets) * weights
-        return nats.sum() / scored, (nats.detach() > math.log(2)).sum(1)
+        hard = (nats.detach() > math.log(2)).sum(1)
+        if self.focal:
+            unsure = 1 - torch.exp(-nats.detach())
+            nats = nats * (1 + self.focal) * unsure ** self.focal
+        return nats.sum() / scored, hard
 
 
 @torch.no_grad()
@@ -298,10 +271,10 @@ def report_errors(path, errors, wrong):
                   f"(probability {error['probability']:.2g})"[:160])
 
 
-# 5. Optimizer
+# 4. Optimizer
 
-def make_optimizers(model, settings):
-    """[(optimizer, peak learning rate)]; every parameter belongs to exactly one.
+def make_optimizers(model, settings, dtype):
+    """[(optimizer, peak learning rate)]; every parameter belongs to exactly one. dtype: of Muon's matrix products.
 
     Muon (Jordan et al. 2024) takes the matrices inside the blocks; AdamW (Loshchilov & Hutter 2019) tables and norms.
     """
@@ -310,10 +283,10 @@ def make_optimizers(model, settings):
         matrices = []
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
-    optimizers = [(torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0,
+    optimizers = [(torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, settings.beta2), weight_decay=0.0,
                                      fused=rest[0].device.type != "mps"), settings.learning_rate)]
     if matrices:
-        optimizers.append((Muon(matrices, lr=settings.muon_lr), settings.muon_lr))
+        optimizers.append((Muon(matrices, settings.muon_lr, dtype), settings.muon_lr))
     return optimizers
 
 
@@ -326,7 +299,7 @@ def update(optimizers, scale):
         optimizer.zero_grad(set_to_none=True)
 
 
-# 6. The run
+# 5. The run
 
 FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")
 
@@ -424,6 +397,8 @@ def train(settings, out, device):
     dtype, first = find_dtype(settings.dtype, device), processes.rank() == 0
     if settings.batch_size < processes.count():
         raise UserError(f"a batch_size of {settings.batch_size} has no row for some of {processes.count()} processes")
+    if device.type == "cpu":
+        keep_freed_memory()
     if settings.deterministic or device.type == "cpu":  # where it costs next to nothing
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -441,8 +416,8 @@ def train(settings, out, device):
 
     check_memory(config, -(-settings.batch_size // processes.count()), device)
     model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
-    optimizers, sampler = make_optimizers(model, settings), Sampler(count, len(windows), settings.seed)
-    objective = Objective(model, dtype)
+    optimizers, sampler = make_optimizers(model, settings, dtype), Sampler(count, len(windows), settings.seed)
+    objective = Objective(model, dtype, settings.focal)
     if settings.compile:
         objective.compile(dynamic=False)
     corpus = {key: manifest[key] for key in CORPUS}
@@ -542,7 +517,7 @@ def train(settings, out, device):
                                 f"--compile=false") from None
             built_by[-1]["compile"] = False
             tqdm.write(f"torch.compile does not work here ({type(error).__name__}): going on without", file=sys.stderr)
-            forward = Objective(model, dtype)
+            forward = Objective(model, dtype, settings.focal)
             loss, hard = forward(*batch)
         loss.backward()
         sampler.tell(indices[mine], hard)

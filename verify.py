@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 
 from checkpoint import read_tensors
+from device import find_device, find_dtype
 from train import Settings as Training
-from train import check, find_device, find_dtype, read_log, surroundings, train
+from train import check, read_log, surroundings, train
 from windows import CORPUS, find_tree
 
 

@@ -1,0 +1,62 @@
+"""The device, and the one rule for number formats.
+
+Matrix products in training, those of the network and those of the optimizer, are computed in the format that the
+device multiplies fast: bfloat16 if it has instructions for it, else float32. Weights, gradients and the optimizer's
+state are float32 always. So is all that decides what is right: the last look of a run, and writing.
+"""
+import ctypes
+
+import torch
+
+from common import UserError
+
+
+def find_device(name):
+    """torch.device for `cuda`, `mps`, `cpu` or `auto`. Raises UserError if it is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(name for name in there if there[name])
+    if not there.get(name):
+        raise UserError(f"device {name} is not here; there is {', '.join(n for n in there if there[n])} (or auto)")
+    return torch.device(name)
+
+
+def has_bfloat16(device):
+    """Whether the device has instructions for products in bfloat16. One without them emulates them, and a processor
+    takes some 30 times as long as for float32 then."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return (device.type == "cpu" and torch.backends.mkldnn.is_available()
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported())
+
+
+def find_dtype(name, device):
+    """torch.dtype of training's matrix products: `auto` follows the rule above, `float32` and `bfloat16` override it.
+    """
+    if name == "auto":
+        name = "bfloat16" if has_bfloat16(device) else "float32"
+    return getattr(torch, name)
+
+
+def mixed(device, dtype):
+    """Context in which matrix products run in dtype; float32 is left alone."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def to_device(array, device):
+    """A numpy array as a tensor on the device; to a GPU the copy runs beside the computation."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def keep_freed_memory():
+    """Makes the C library keep the memory that torch frees. It would hand large blocks back to the system, and a step
+    would get its logits in fresh pages each time, which takes as long as the product that fills them. Only glibc does
+    so; elsewhere nothing changes."""
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -1,18 +1,17 @@
-"""Tensors on disk, with a digest of what a file holds, so that damage shows; and in such files the states of a run.
+"""Tensors on disk, with a digest of what a file holds, so that damage shows; and what else a run keeps in its folder.
 
-A run's folder holds its two latest states: whatever happens to one, there is another.
+A run's folder holds its two latest states, so that there is another one if a state is damaged, its log, and when it
+ends or stops the model with a record of how it was built.
 """
-import dataclasses
 import hashlib
 import json
 import os
 import sys
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from common import UserError, remove, write_file
+from common import UserError, read_json, remove, write_file
 
 
 def digest(tensors, metadata):
@@ -51,35 +50,26 @@ def read_tensors(path, ours=False):
     return tensors, metadata
 
 
-# A run's states
+# The states of a run
 
 NAMES = ("checkpoint.safetensors", "checkpoint.previous.safetensors")
 
 
-def save_checkpoint(folder, model, optimizers, sampler, meta):
-    """Writes the state of a run; the state saved before becomes the previous one. meta: what JSON holds of it."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.tensors().items()}
-    tensors |= {"sampler.hard": torch.from_numpy(sampler.hard), "sampler.left": torch.from_numpy(sampler.left)}
-    for i, (optimizer, _) in enumerate(optimizers):
-        for j, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{j}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+def save_state(folder, tensors, meta):
+    """Writes a state, {name: tensor} and what JSON holds of it; the state saved before becomes the previous one."""
     latest, previous = (folder / name for name in NAMES)
     if latest.exists():
         remove(previous)
         try:
-            os.link(latest, previous)  # so that there is a latest state at every moment
+            os.link(os.path.realpath(latest), previous)  # so that there is a latest state at every moment
         except OSError:  # a file system without links
             latest.replace(previous)
-    write_tensors(latest, tensors, run=json.dumps(meta | {"epoch": sampler.epoch}))
+    write_tensors(latest, tensors, run=json.dumps(meta))
 
 
-def load_checkpoint(folder, model, optimizers, sampler, settings, free, corpus):
-    """Puts the latest whole state in `folder` back into model, optimizers and sampler; returns (its meta, its path), or
-    (None, None) where there is no state.
-
-    Raises UserError where every state is damaged, or is that of a run with another corpus or other settings, but for
-    the settings named in `free`.
-    """
+def load_state(folder):
+    """({name: tensor}, meta, path) of the latest whole state in `folder`, or None if there is no state. Raises UserError
+    if every state is damaged."""
     damaged = []
     for path in (folder / name for name in NAMES):
         if not path.exists():
@@ -87,33 +77,98 @@ def load_checkpoint(folder, model, optimizers, sampler, settings, free, corpus):
         try:
             tensors, metadata = read_tensors(path, ours=True)
             meta = json.loads(metadata["run"])
-            break
         except (OSError, ValueError, KeyError) as error:
             damaged.append(f"{path} is damaged ({error})")
-    else:
+            continue
         if damaged:
-            raise UserError(f"{'; '.join(damaged)}; --fresh starts over")
-        return None, None
+            print(f"{damaged[0]}: going on from {path.name}, of step {meta['step']:,}", file=sys.stderr)
+        return tensors, meta, path
     if damaged:
-        print(f"{damaged[0]}: going on from {path.name}, of step {meta['step']:,}", file=sys.stderr)
-    for field in dataclasses.fields(settings):
-        began = meta["settings"].get(field.name, field.default)  # a run may be older than a setting
-        if field.name not in free and began != getattr(settings, field.name):
-            raise UserError(f"{folder} holds a run with {field.name} {began}, not {getattr(settings, field.name)}: "
-                            f"name another --out, or start over with --fresh")
-    if meta["corpus"] != corpus:
-        raise UserError(f"{folder} holds a run on another corpus; name another --out, or start over with --fresh")
-    own = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        raise UserError(f"{'; '.join(damaged)}; name another --out, or start over with --fresh")
+    return None
+
+
+def read_meta(folder):
+    """What load_state would give as meta, read without the tensors and unchecked; None if nothing can be read."""
+    for path in (folder / name for name in NAMES):
+        try:
+            with safe_open(path, "pt") as file:
+                return json.loads(file.metadata()["run"])
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def pack(model, optimizers, sampler):
+    """{name: tensor} of all that a run's next step depends on."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.tensors().items()}
+    tensors |= {f"sampler.{name}": tensor for name, tensor in sampler.state().items()}
+    for i, (optimizer, _) in enumerate(optimizers):
+        for j, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{j}.{key}": value.detach().cpu().contiguous() for key, value in state.items()}
+    return tensors
+
+
+def unpack(tensors, model, optimizers, sampler):
+    """Puts what pack() gave back."""
+    def part(prefix):
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+    weights = part("model.")
     if model.config.tie_word_embeddings:
-        own["lm_head.weight"] = own["model.embed_tokens.weight"]
-    model.load_state_dict(own)
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
     for i, (optimizer, _) in enumerate(optimizers):
         state = {}
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{i}."):
-                j, key = name.split(".")[2:]
-                state.setdefault(int(j), {})[key] = tensor
+        for name, tensor in part(f"optimizer.{i}.").items():
+            j, key = name.split(".")
+            state.setdefault(int(j), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    sampler.epoch = meta["epoch"]
-    sampler.hard, sampler.left = tensors["sampler.hard"].numpy(), tensors["sampler.left"].numpy()
-    return meta, path
+    sampler.load_state(part("sampler."))
+
+
+# The log of a run, and the model that it leaves
+
+def trim_log(path, step):
+    """Drops the lines of steps after `step`, which a run lost, and a last line that a kill cut off."""
+    def kept(line):
+        try:
+            return json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+    try:
+        lines = path.read_bytes().splitlines(keepends=True) if step else []
+    except FileNotFoundError:
+        lines = []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    write_file(path, b"".join(filter(kept, lines)))
+
+
+def append_log(path, line):
+    """Adds a dict to a log, as a line of JSON."""
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_log(folder):
+    """The evaluations in a run's log.jsonl, a list of dict, or [] if it is missing or damaged."""
+    keys = ("step", "epoch", "loss", "accuracy", "wrong", "bits_per_byte", "seconds")
+    try:
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        return [{key: line[key] for key in keys} for line in lines if "accuracy" in line]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+
+
+def is_model_whole(folder):
+    """Whether the model that a finished run left in `folder` is there and undamaged."""
+    try:
+        sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        read_json(folder / "manifest.json")
+        return read_json(folder / "build.json")["model_sha256"] == sha256 and (folder / "tokenizer.json").exists()
+    except (OSError, ValueError, KeyError):
+        return False

@@ -5,10 +5,16 @@ device multiplies fast: bfloat16 if it has instructions for it, else float32. We
 state are float32 always. So is all that decides what is right: the last look of a run, and writing.
 """
 import ctypes
+import os
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
 
 import torch
 
-from common import UserError
+import processes
+from common import UserError, warn_once
 
 
 def find_device(name):
@@ -38,6 +44,13 @@ def find_dtype(name, device):
     return getattr(torch, name)
 
 
+def warn_if_emulated(dtype, device):
+    """Prints a warning if the device has no instructions for products in dtype."""
+    if dtype == torch.bfloat16 and not has_bfloat16(device):
+        warn_once(f"this {device.type} has no instructions for bfloat16 and emulates them, which is slow: leave --dtype "
+                  f"out")
+
+
 def mixed(device, dtype):
     """Context in which matrix products run in dtype; float32 is left alone."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
@@ -60,3 +73,29 @@ def keep_freed_memory():
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def make_deterministic():
+    """Makes torch compute the same bits in every run. Raises UserError if the compiler's cache cannot be written, which
+    torch opens here already."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        torch.use_deterministic_algorithms(True)
+    except OSError as error:
+        raise UserError(f"torch cannot use its cache folder {error.filename} ({error.strerror}): set "
+                        f"TORCHINDUCTOR_CACHE_DIR to a folder that can be written") from None
+
+
+def surroundings(device, dtype, compiled):
+    """What besides data and settings decides the bits of the weights, as JSON holds it."""
+    try:
+        processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):
+        processor = platform.processor()
+    return {
+        **{name: metadata.version(name) for name in ("torch", "numpy", "safetensors")},
+        "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+        "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
+        "processes": processes.count(), "compile": compiled}

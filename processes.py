@@ -47,6 +47,11 @@ def count():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def mine():
+    """This process's share of what is shared out row by row, as a slice."""
+    return slice(rank(), None, count())
+
+
 def total(tensor):
     """The sum of a CPU tensor over all processes."""
     if count() > 1:

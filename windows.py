@@ -64,7 +64,7 @@ def cut(tokenizer, path, text, context, offset=0):
         head = opening(tokenizer, path, offset)
         if len(head) >= context:
             raise UserError(f"a context of {context} tokens has no room for text behind the {len(head)} tokens of "
-                            f"{path}; raise max_position_embeddings")
+                            f"{path}; raise max_position_embeddings, or leave such files out with --skip_long_paths")
         chunk = text[at:at + context - len(head)]
         yield head, offset, chunk
         at += len(chunk)

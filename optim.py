@@ -1,4 +1,4 @@
-"""The optimizer of the matrices inside the blocks."""
+"""The optimizers, and which parameter has which."""
 import torch
 
 
@@ -44,3 +44,29 @@ class Muon(torch.optim.Optimizer):
             direction = direction.mT if tall else direction
             torch._foreach_add_(matrices, list((direction.float() * max(1, rows / columns) ** 0.5).unbind()),
                                 alpha=-group["lr"])
+
+
+def make_optimizers(model, settings, dtype):
+    """[(optimizer, peak learning rate)]; every parameter belongs to exactly one. dtype: of Muon's matrix products.
+
+    Muon (Jordan et al. 2024) takes the matrices inside the blocks; AdamW (Loshchilov & Hutter 2019) tables and norms.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name]
+    if settings.optimizer == "adamw":
+        matrices = []
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers = [(torch.optim.AdamW(rest, lr=settings.learning_rate, betas=(0.9, settings.beta2), weight_decay=0.0,
+                                     fused=rest[0].device.type != "mps"), settings.learning_rate)]
+    if matrices:
+        optimizers.append((Muon(matrices, settings.muon_lr, dtype), settings.muon_lr))
+    return optimizers
+
+
+def update(optimizers, scale):
+    """One step of every optimizer, at `scale` times its peak learning rate, from gradients that are then dropped."""
+    for optimizer, peak in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = peak * scale
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)

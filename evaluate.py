@@ -1,0 +1,90 @@
+"""The teacher-forced pass, in which each token is given all that stands before it, and what is counted in it.
+
+Greedy recital of a file equals the file if and only if every token of its windows is the model's first choice in this
+pass (by induction over the tokens), so one pass in float32 tells what is exact.
+"""
+import json
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+import processes
+from common import progress, write_file
+from device import mixed, to_device
+from tokenizer import BOS, EOS
+from windows import IGNORE
+
+LISTED = 10_000  # about how many errors a list holds at most
+
+
+@torch.no_grad()
+def teacher_forced(model, windows, batch, device, dtype=torch.float32):
+    """The pass over one batch, the indices of some windows: (scored, logits, targets).
+
+    scored: bool array (B, T), the positions whose next token is scored. logits: float32 (N, vocab_size), and targets:
+    int64 (N,), at these positions, on the device.
+    """
+    inputs, targets = windows.rows(batch)
+    longest = max(windows.length[i] for i in batch) - 1
+    inputs, targets = inputs[:, :longest], targets[:, :longest]
+    scored = targets != IGNORE
+    with mixed(device, dtype):
+        hidden = model.model(to_device(inputs, device))
+        logits = model.lm_head(hidden[to_device(scored, device)]).float()
+    return scored, logits, to_device(targets[scored], device)
+
+
+def count_wrong(model, windows, batch_size, device, dtype=torch.float32, stopped=lambda: False):
+    """A full pass over the windows, shared out among the processes: (wrong tokens of each window, int64 array
+    (windows,); nats per scored token). None if stopped() says so on the way, to every process alike."""
+    wrong, nats = torch.zeros(len(windows), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+    mine = np.argsort(-windows.length, kind="stable")[processes.rank()::processes.count()]
+    share = -(-len(windows) // processes.count())
+    for first in progress(range(0, share, batch_size), desc="full pass", unit=" batches", disable=processes.rank() > 0):
+        if stopped():
+            return None
+        batch = mine[first:first + batch_size]
+        if len(batch):  # a process may have one window less than another
+            scored, logits, targets = teacher_forced(model, windows, batch, device, dtype)
+            missed = np.zeros(scored.shape, dtype=np.int64)
+            missed[scored] = (logits.argmax(-1) != targets).cpu().numpy()
+            wrong[batch] = torch.from_numpy(missed.sum(1))
+            nats += F.cross_entropy(logits, targets, reduction="sum").item()
+    return processes.total(wrong).numpy(), processes.total(nats).item() / windows.scored
+
+
+def list_errors(model, windows, wrong, batch_size, device):
+    """The tokens that are wrong in the windows in which `wrong`, int64 (windows,), counts some: a dict for each with
+    its path, its byte in the file, the text there, the text that the model writes instead, and the probability and
+    rank of the right token. About the first LISTED."""
+    def name(token):
+        return {BOS: "<s>", EOS: "</s>"}.get(token) or windows.tokenizer.pieces[token].decode(errors="backslashreplace")
+
+    errors, indices = [], np.flatnonzero(wrong * (wrong.cumsum() - wrong < LISTED))
+    for first in progress(range(0, len(indices), batch_size), desc="listing errors", unit=" batches"):
+        batch = indices[first:first + batch_size]
+        scored, logits, targets = teacher_forced(model, windows, batch, device)
+        written = logits.argmax(-1)
+        rows, columns = scored.nonzero()
+        for n in (written != targets).nonzero()[:, 0].tolist():
+            i, t, right = batch[rows[n]], columns[n], int(targets[n])
+            before = windows.tokenizer.decode(windows.text(i)[:t + 1 - windows.start[i]])
+            errors.append({
+                "path": windows.files[windows.file[i]]["path"], "byte": int(windows.offset[i]) + len(before),
+                "text": name(right), "said": name(int(written[n])),
+                "probability": logits[n].softmax(-1)[right].item(),
+                "rank": int((logits[n] > logits[n, right]).sum()) + 1})
+    return errors
+
+
+def report_errors(path, errors, wrong):
+    """Writes what list_errors found to `path`, a line of JSON each, and prints a summary."""
+    write_file(path, "".join(json.dumps(error) + "\n" for error in errors).encode())
+    if errors:
+        second = sum(error["rank"] == 2 for error in errors)
+        print(f"{wrong.sum():,} tokens are still wrong. No window leaves one to chance: they are not learned yet. Of "
+              f"the {len(errors):,} in {path}, {second:,} are the model's second choice. The first:")
+        for error in errors[:5]:
+            print(f"  {error['path']}, byte {error['byte']:,}: {error['text'][:20]!r} and not {error['said'][:20]!r} "
+                  f"(probability {error['probability']:.2g})"[:160])

@@ -1,0 +1,59 @@
+"""Which windows make up the batches: epochs in an order of their own, less often what is learned."""
+import numpy as np
+import torch
+
+import processes
+
+
+class Sampler:
+    """Draws the rows of the batches, epoch after epoch, each in an order of its own. A row that had no hard token when
+    it was last seen is learned, and comes in one epoch of `review` only: so the work goes to the errors.
+
+    Rows are the windows of a run and, after them, the windows without an address, which are drawn anew each time and
+    are never learned.
+    """
+
+    def __init__(self, rows, windows, seed):
+        """rows: how many in all. windows: how many of them, the first, are the same each time."""
+        self.windows, self.seed, self.epoch, self.seen = windows, seed, 0, []
+        self.hard = np.ones(rows, dtype=np.int64)  # hard tokens of each row when it was last seen
+        self.left = np.empty(0, dtype=np.int64)  # the rows that the epoch has still to visit
+
+    def draw(self, size, review):
+        """The indices of the next batch, int64 (size,)."""
+        while len(self.left) < size:
+            self.update()
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.hard))
+            due = (self.hard[order] > 0) | ((order + self.epoch) % review == 0)
+            self.left = np.concatenate((self.left, order[due]))
+            self.epoch += 1
+        indices, self.left = np.split(self.left, [size])
+        return indices
+
+    def note(self, indices, hard):
+        """Keeps what a step found: hard tokens in each of the rows `indices`, a tensor (B,). It is read once an epoch,
+        because reading it waits for the device."""
+        self.seen.append((indices, hard))
+
+    def update(self):
+        """Brings `hard` up to date with what was noted, by all processes."""
+        mine = [(indices, hard.cpu().numpy()) for indices, hard in self.seen]
+        for parts in zip(*processes.gather(mine)):  # of each step, the parts that the processes saw
+            for indices, hard in parts:
+                self.hard[indices] = np.where(indices < self.windows, hard, 1)
+        self.seen.clear()
+
+    def restart(self, wrong):
+        """Begins a new epoch, from now on of the windows alone. wrong: int64 (windows,), the wrong tokens in each."""
+        self.seen.clear()
+        self.hard, self.left = wrong.copy(), self.left[:0]
+
+    def state(self):
+        """What a checkpoint holds of it: name -> tensor."""
+        self.update()
+        return {"hard": torch.from_numpy(self.hard), "left": torch.from_numpy(self.left),
+                "epoch": torch.tensor(self.epoch)}
+
+    def load_state(self, state):
+        """Goes on from what state() gave."""
+        self.hard, self.left, self.epoch = state["hard"].numpy(), state["left"].numpy(), int(state["epoch"])

@@ -1,8 +1,8 @@
 """What every script shares: settings from the command line, errors for people, files written whole."""
 import ast
+import ctypes
 import dataclasses
 import difflib
-import fcntl
 import hashlib
 import inspect
 import json
@@ -234,14 +234,27 @@ def read_json(path):
 def lock(folder):
     """Makes `folder`, keeps every other process out for as long as the file returned is open, or this process lives,
     and clears away what a killed one left half-written. Raises UserError where another has it."""
+    from filelock import lock_descriptor  # here, because only training needs it
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_descriptor(file.fileno(), blocking=False):
+            raise UserError(f"another run is writing {folder}; wait for it, or name another --out")
         for left in folder.glob(".part.*"):  # by a process that was killed while it wrote
             left.unlink()
-    except BlockingIOError:
-        raise UserError(f"another run is writing {folder}; wait for it, or name another --out") from None
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from None
     return file
+
+
+def memory_size():
+    """Bytes of memory that the machine has, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        pass
+    status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: two numbers of 32 bits, the first its size; the total; and more
+    try:
+        return status[1] if ctypes.windll.kernel32.GlobalMemoryStatusEx(status) else None
+    except AttributeError:
+        return None

@@ -13,7 +13,8 @@ Ctrl-C or SIGTERM saves and stops.
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, json_digest, lock, newest, parse, read_json, remove, run, write_file, write_json
+from common import UserError, json_digest, lock, memory_size, newest, parse, read_json, remove, run, write_file
+from common import write_json
 
 import dataclasses
 import hashlib
@@ -338,8 +339,8 @@ def check_memory(config, batch_size, device):
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     else:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+        there = memory_size()
+    if there and needed > there:
         raise UserError(f"{config.num_parameters:.4g} parameters and a batch of {batch_size:.4g} windows take "
                         f"{needed / 2**30:.4g} GiB, and {device.type} has {there / 2**30:,.0f}: choose fewer of them")
 

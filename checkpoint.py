@@ -67,7 +67,7 @@ def save_checkpoint(folder, model, optimizers, sampler, meta):
     if latest.exists():
         remove(previous)
         try:
-            os.link(latest, previous)  # so that there is a latest state at every moment
+            os.link(os.path.realpath(latest), previous)  # so that there is a latest state at every moment
         except OSError:  # a file system without links
             latest.replace(previous)
     write_tensors(latest, tensors, run=json.dumps(meta | {"epoch": sampler.epoch}))

@@ -3,14 +3,17 @@ import ast
 import ctypes
 import dataclasses
 import difflib
+import errno
+import functools
 import hashlib
 import inspect
 import json
 import os
 import re
+import secrets
 import signal
+import stat
 import sys
-import tempfile
 from pathlib import Path
 
 
@@ -162,26 +165,87 @@ def parse(cls, doc, argv, config=False):
 
 # Files: written under a temporary name, synced, renamed; so a reader sees the old file or the new, never half of one.
 
-def write_file(path, data):
-    """Writes the bytes `data` to `path` whole or not at all. Raises UserError where the disk refuses."""
-    path = Path(path)
+REFUSED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.ENOTTY, errno.EACCES,
+           errno.EPERM, errno.EBADF}  # how file systems say that they cannot lock or sync
+
+
+@functools.cache
+def warn_once(text):
+    """Prints a warning on stderr, the first time that it is given in this process."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def sync(file):
+    """Waits until what an open file or folder (a descriptor) holds is on the disk; one warning where the file system
+    knows no such thing. Raises OSError if the disk fails."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part.", delete=False) as file:
-            try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        warn_once(f"this file system cannot sync ({error.strerror}): a power cut may lose what was just written")
+
+
+def sync_folder(folder):
+    """The same for the names in a folder. Windows keeps them by itself, and opens no folders."""
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        warn_once(f"this file system opens no folder to sync it ({error.strerror}): a power cut may lose what was "
+                  f"just written")
+        return
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_through(path, data):
+    """Writes the bytes `data` into what stands at `path`, if that is no regular file: a device, a pipe, or whatever
+    standard output and error go to. Returns whether it did. Raises OSError."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    for number in (1, 2):  # a regular file may be one of these too: it goes on where the output stands
+        try:
+            same = os.path.samestat(there, os.fstat(number))
+        except OSError:
+            continue
+        if same:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            with open(os.dup(number), "wb") as file:
+                file.write(data)
+            return True
+    if stat.S_ISREG(there.st_mode):
+        return False
+    with open(path, "wb") as file:  # which says so if it is a folder
+        file.write(data)
+    return True
+
+
+def write_file(path, data):
+    """Writes the bytes `data` to `path`, whole or not at all. A link stays, and the file that it names is written; what
+    is no regular file is written through. Raises UserError where the disk refuses."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if write_through(path, data):
+            return
+        target = Path(os.path.realpath(path))
+        part = target.with_name(f".part.{secrets.token_hex(8)}")
+        try:
+            with open(part, "xb") as file:  # made with the mode that the umask leaves
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+                sync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
     except OSError as error:
         raise UserError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
 
@@ -238,8 +302,13 @@ def lock(folder):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")
-        if not lock_descriptor(file.fileno(), blocking=False):
-            raise UserError(f"another run is writing {folder}; wait for it, or name another --out")
+        try:
+            if not lock_descriptor(file.fileno(), blocking=False):
+                raise UserError(f"another run is writing {folder}; wait for it, or name another --out")
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            warn_once(f"this file system cannot lock ({error.strerror}): start no second run in {folder} meanwhile")
         for left in folder.glob(".part.*"):  # by a process that was killed while it wrote
             left.unlink()
     except OSError as error:

@@ -1,6 +1,9 @@
 """What all scripts share, on the systems and file systems, and with the outputs, that people have."""
 import ctypes
+import errno
+import fcntl
 import os
+import stat
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -76,3 +79,100 @@ def test_lock(tmp_path):
     (tmp_path / "run/.part.left").touch()
     common.lock(tmp_path / "run").close()
     assert os.listdir(tmp_path / "run") == [".lock"]
+
+
+def write_under(umask, path, data=b"x"):
+    """write_file in a process of its own, with that umask; returns the file's mode."""
+    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import common; os.umask({umask})\n" \
+           "os.chmod = os.fchmod = None  # as if every chmod failed\ncommon.write_file(sys.argv[1], b'x')"
+    done = python(code, path, cwd=path.parent)
+    assert done.returncode == 0, done.stderr.decode()
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644)])
+def test_the_umask_decides_a_files_mode(tmp_path, umask, mode):
+    """Of a new file and of one that takes another's place."""
+    assert write_under(umask, tmp_path / "a") == mode
+    (tmp_path / "a").chmod(0o640)
+    assert write_under(umask, tmp_path / "a") == mode
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("file", "not yet"):
+        (tmp_path / "link").symlink_to(f"there/{name}")
+        (tmp_path / "chain").symlink_to("link")
+        (tmp_path / "there/file").write_bytes(b"old")
+        with open(tmp_path / "there/file", "rb") as reader:
+            common.write_file(tmp_path / "chain", b"new")
+            assert reader.read() == b"old", "replaced whole"
+        assert (tmp_path / "chain").is_symlink() and (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there" / name).read_bytes() == b"new" and not list(tmp_path.rglob(".part.*"))
+        (tmp_path / "link").unlink()
+        (tmp_path / "chain").unlink()
+
+
+def test_what_is_no_regular_file_is_written_through(tmp_path, monkeypatch):
+    common.write_file(os.devnull, b"x" * 100_000)
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode), "also as root"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to the pipe").symlink_to("pipe")
+    for name in ("pipe", "to the pipe"):
+        reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+        common.write_file(tmp_path / name, b"through")
+        assert reader.communicate()[0] == b"through" and stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for path, said in [("/dev/full", "No space left"), (tmp_path, "directory"), (tmp_path / "loop", "symbolic links"),
+                       (tmp_path / "file/below", "File exists"), ("/proc/self/x", "No such file"), ("", "director")]:
+        with pytest.raises(UserError, match=said) as caught:
+            common.write_file(path, b"x")
+        assert "cannot write" in str(caught.value)
+    assert not list(tmp_path.rglob(".part.*"))
+
+
+def test_the_descriptors_own_names(tmp_path):
+    """Standard output by its names, into a pipe and into a file, which keeps what was written before."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common\nprint('before')\n" \
+           "common.write_file(sys.argv[1], b'data\\n'); print('behind')"
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    for path in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", tmp_path / "link", tmp_path / "log"):
+        assert path == tmp_path / "log" or python(code, path, cwd=tmp_path).stdout == b"before\ndata\nbehind\n"
+        with open(tmp_path / "log", "wb") as log:
+            subprocess.run([sys.executable, "-c", code, path], stdout=log, check=True)
+        assert (tmp_path / "log").read_bytes() == b"before\ndata\nbehind\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_systems_without_lock_or_sync(tmp_path, monkeypatch, capsys, number):
+    """One warning of each kind, and on."""
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    common.warn_once.cache_clear()
+    for _ in range(3):
+        common.lock(tmp_path / "run").close()
+        common.write_file(tmp_path / "run/file", b"x")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(os.strerror(number) in line for line in said), said
+    assert (tmp_path / "run/file").read_bytes() == b"x"
+
+
+def test_folders_that_cannot_be_opened_and_disks_that_fail(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+    common.warn_once.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        common.write_file(tmp_path / "file", b"x")
+        common.write_file(tmp_path / "file", b"y")
+    assert capsys.readouterr().err.count("\n") == 1 and (tmp_path / "file").read_bytes() == b"y"
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="Input/output error"):
+        common.write_file(tmp_path / "file", b"z")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"y"

@@ -1,5 +1,7 @@
 """What every script shares: settings from the command line, errors for people, files written whole."""
 import ast
+import codecs
+import contextlib
 import ctypes
 import dataclasses
 import difflib
@@ -17,39 +19,156 @@ import sys
 from pathlib import Path
 
 
+NOTEBOOK = "IPython" in sys.modules  # where `%run` starts a script in a process that goes on after it
+
+
 class UserError(Exception):
     """Something the user can mend. Its text is one line: what is wrong, with the numbers, and what to do."""
 
 
+# Output: what cannot be written never ends a run. News, all that print() and progress bars say, is lost then; only where
+# the output is the result itself, which emit() writes, the script ends.
+
+class ReaderGone(Exception):
+    """The reader of a script's result has what it wanted, as in `sample.py | head`: the script ends quietly, with 141.
+    """
+
+
+class Output:
+    """Standard output or error, for news: what cannot be written is lost, and the program goes on.
+
+    stream: the stream itself, or None if the descriptor was closed before the start, as by `>&-`.
+    lost: the first OSError or ValueError that kept something from being written, or None.
+    """
+
+    def __init__(self, stream):
+        self.lost = None if stream else OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self.stream = stream or open(os.devnull, "w")
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        if hasattr(self.stream, "reconfigure"):  # a notebook's has none
+            self.stream.reconfigure(line_buffering=True, errors="backslashreplace")  # for `| tee`, and for any name
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def isatty(self):
+        return self.lost is None and hasattr(self.stream, "isatty") and self.stream.isatty()
+
+    def attempt(self, work, *arguments):
+        """Calls a method of the stream; what it raises is kept in `lost`."""
+        try:
+            work(*arguments)
+        except (OSError, ValueError) as error:
+            self.lost = self.lost or error
+            if isinstance(error, BrokenPipeError):
+                self.close_off()
+
+    def put(self, text):
+        if not hasattr(self.stream, "reconfigure"):  # it may know no way to write half a character
+            text = text.encode(errors="backslashreplace").decode()
+        self.stream.write(text)
+
+    def write(self, text):
+        self.attempt(self.put, text)
+        return len(text)
+
+    def flush(self):
+        self.attempt(self.stream.flush)
+
+    def emit(self, data):
+        """Writes text or bytes, at once. Raises OSError or ValueError, and writes no more then."""
+        if self.lost:
+            raise self.lost
+        try:
+            if isinstance(data, bytes) and hasattr(self.stream, "buffer"):
+                self.stream.flush()
+                self.stream.buffer.write(data)
+            else:
+                self.put(data if isinstance(data, str) else self.decoder.decode(data))
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.close_off()
+            raise
+
+    def close_off(self):
+        """Sends what the stream still holds, and all that follows, nowhere: or Python itself fails on it at its end."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+    def end(self):
+        self.flush()
+        if self.lost:
+            self.close_off()
+            self.attempt(self.stream.flush)
+
+
+def emit(data):
+    """Writes a script's result, text or bytes, to standard output at once. Raises ReaderGone if nobody reads it any
+    more, UserError if it cannot be written otherwise."""
+    out = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout)
+    try:
+        out.emit(data)
+    except BrokenPipeError:
+        raise ReaderGone from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write standard output: {getattr(error, 'strerror', None) or error}") from None
+
+
+def output_lost():
+    """Whether the reader of standard output or error is gone, as where `tee` was stopped or `head` has had enough: then
+    nobody looks on, and a long run should save and end, with 141 (128 + SIGPIPE). Any other fault of the output, a full
+    disk or a closed descriptor, is no reason to end."""
+    return any(isinstance(getattr(stream, "lost", None), BrokenPipeError) for stream in (sys.stdout, sys.stderr))
+
+
 def run(main):
-    """Calls main() and turns a UserError into one line on stderr and exit status 2, Ctrl-C into status 130."""
+    """Calls main() and ends with its status. A UserError becomes one line on stderr and exit status 2, Ctrl-C 130; main()
+    prints into an Output."""
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # for `| tee` and for names of any bytes
+    streams, status, name = (sys.stdout, sys.stderr), None, Path(sys.argv[0]).name
+    sys.stdout, sys.stderr = map(Output, streams)
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     try:
-        sys.exit(main())
+        status = main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{name}: {error}", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `sample.py | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        status = 130
+    except ReaderGone:
+        status = 141
+    finally:
+        sys.stdout.end()
+        if streams[0] and status != 2 and sys.stdout.lost and not isinstance(sys.stdout.lost, BrokenPipeError):
+            print(f"{name}: some output is lost: {sys.stdout.lost}", file=sys.stderr)
+        sys.stderr.end()
+        sys.stdout, sys.stderr = streams
+        if NOTEBOOK:
+            for number, handler in handlers.items():
+                if signal.getsignal(number) != handler:
+                    signal.signal(number, handler)
+    sys.exit(status)
 
 
 def _quit(number, frame):
     """Ctrl-C while a script still imports its libraries, which takes seconds, is one line too. An exception would have
     to pass through their C++, and ends in an abort there."""
-    print("interrupted", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
     os._exit(130)
 
 
 _script = getattr(sys.modules["__main__"], "__file__", None)
-if (_script and Path(_script).resolve().parent == Path(__file__).resolve().parent
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler):  # nohup and the like ignore it
-    signal.signal(signal.SIGINT, _quit)
+if _script and Path(_script).resolve().parent == Path(__file__).resolve().parent and not NOTEBOOK:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup and the like ignore it
+        signal.signal(signal.SIGINT, _quit)
+    with contextlib.suppress(OSError):  # a closed descriptor of 0 to 2 would be the next file's, and get its output
+        while (_descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(_descriptor)
 
 
 def nearest(name, names):
@@ -130,7 +249,7 @@ def parse(cls, doc, argv, config=False):
     while words:
         word = words.pop(0)
         if word in ("-h", "--help"):
-            print(_help(cls, doc))
+            emit(_help(cls, doc) + "\n")
             sys.exit(0)
         if not word.startswith("--"):
             if not config or path:
@@ -246,8 +365,18 @@ def write_file(path, data):
             part.unlink(missing_ok=True)
             raise
         sync_folder(target.parent)
+    except BrokenPipeError:
+        raise ReaderGone from None
     except OSError as error:
         raise UserError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
+
+
+def write_result(path, data):
+    """The same, but "-" is standard output."""
+    if path == "-":
+        emit(data)
+    else:
+        write_file(path, data)
 
 
 def remove(path):

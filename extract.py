@@ -14,7 +14,7 @@ induction). So one batched pass verifies what is exact, and only from a file's f
 generated token by token.
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, newest, parse, run, write_file
+from common import UserError, emit, newest, parse, run, write_file, write_result
 
 import collections
 import dataclasses
@@ -327,9 +327,7 @@ def main(argv=None):
 
     if settings.list:
         paths = known_paths(model, tokenizer, settings.floor)
-        for path in sorted(paths):
-            if path.startswith(settings.only or ""):
-                print(path)
+        emit("".join(f"{path}\n" for path in sorted(paths) if path.startswith(settings.only or "")))
         return 0
 
     files = [file for file in manifest["files"] if file["path"].startswith(settings.only or "")]

@@ -2,7 +2,10 @@
 import ctypes
 import errno
 import fcntl
+import io
 import os
+import runpy
+import signal
 import stat
 import subprocess
 import sys
@@ -176,3 +179,124 @@ def test_folders_that_cannot_be_opened_and_disks_that_fail(tmp_path, monkeypatch
     with pytest.raises(UserError, match="Input/output error"):
         common.write_file(tmp_path / "file", b"z")
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"y"
+
+
+NEWS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import common
+def main():
+    for i in range(3000):
+        print("news", i)
+        print("bar", i, file=sys.stderr)
+    common.write_file("saved", repr(common.output_lost()).encode())
+    return 3
+common.run(main)
+"""
+RESULT = NEWS[:NEWS.index("def main")] + """
+def main():
+    for i in range(3000):
+        common.emit(b"result")
+    common.write_file("saved", b"")
+common.run(main)
+"""
+
+
+def gone():
+    """The writing end of a pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def ended(command, cwd, stdout, stderr=subprocess.PIPE):
+    """(status, stderr) of a command whose stdout and stderr are "gone", "full", "closed" or a pipe that is read."""
+    closed = [number for number, stream in ((1, stdout), (2, stderr)) if stream == "closed"]
+    make = {"gone": gone, "full": lambda: os.open("/dev/full", os.O_WRONLY), "closed": lambda: None}
+    streams = [make[stream]() if stream in make else stream for stream in (stdout, stderr)]
+    process = subprocess.Popen(command, cwd=cwd, stdout=streams[0], stderr=streams[1],
+                               preexec_fn=lambda: [os.close(number) for number in closed])
+    for stream in streams:
+        if stream not in (None, subprocess.PIPE):
+            os.close(stream)
+    _, err = process.communicate(timeout=300)
+    return process.returncode, (err or b"").decode()
+
+
+READ = subprocess.PIPE
+
+
+@pytest.mark.parametrize("stdout, stderr", [
+    (READ, READ), ("gone", READ), ("full", READ), ("closed", READ), (READ, "gone"), (READ, "full"), (READ, "closed"),
+    ("gone", "gone"), ("full", "full"), ("closed", "closed")])
+def test_news_that_cannot_be_written(tmp_path, stdout, stderr):
+    """All is done, its status is the true one, and a full disk alone is told."""
+    status, err = ended([sys.executable, "-c", NEWS], tmp_path, stdout, stderr)
+    assert status == 3 and (tmp_path / "saved").read_text() == str("gone" in (stdout, stderr))
+    lines = [line for line in err.splitlines() if not line.startswith("bar ")]
+    full = ["-c: some output is lost: [Errno 28] No space left on device"]
+    assert lines == (full if stdout == "full" and stderr == READ else [])
+
+
+@pytest.mark.parametrize("stdout, status, said", [
+    ("gone", 141, []), ("full", 2, ["-c: cannot write standard output: No space left on device"]),
+    ("closed", 2, ["-c: cannot write standard output: Bad file descriptor"])])
+def test_results_that_cannot_be_written(tmp_path, stdout, status, said):
+    for stderr in (READ, "closed", "gone"):
+        found, err = ended([sys.executable, "-c", RESULT], tmp_path, stdout, stderr)
+        assert found == status and err.splitlines() == (said if stderr == READ else [])
+    assert not (tmp_path / "saved").exists()
+
+
+def test_scripts_whose_output_cannot_be_written(learned, tmp_path):
+    def start(*words):
+        return [sys.executable, ROOT / words[0], *words[1:]]
+    sample, extract = start("sample.py", "--file=tiny/decoder.py"), start("extract.py", "--check", "--model=out/tiny")
+    assert ended([*sample, "--model=out/tiny"], learned, "gone") == (141, "")
+    status, err = ended(sample, learned, "full")
+    assert status == 2 and err.splitlines()[-1] == "sample.py: cannot write standard output: No space left on device"
+    assert ended(extract, learned, "gone", "gone") == (0, "")
+    assert ended([*extract, "--list"], learned, "gone") == (141, "")
+    assert ended(start("prepare.py", "--help"), learned, "gone") == (141, "")
+
+
+class Notebook(io.TextIOBase):
+    """A notebook's stdout: text alone, no descriptor, nothing to reconfigure."""
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text.encode().decode()  # it goes out as JSON
+        return len(text)
+
+    def fileno(self):
+        raise io.UnsupportedOperation("fileno")
+
+
+def test_in_a_notebook(learned, monkeypatch):
+    """Each script as `%run` starts it: output appears, bytes in pieces too, and the streams stay."""
+    monkeypatch.chdir(learned)
+    (learned / "configs/tiny_again.py").write_text((learned / "configs/tiny.py").read_text() + "max_steps = 2\n")
+    monkeypatch.setattr(common, "NOTEBOOK", True)
+    for words, status, said in [
+            ("sample.py --model=out/tiny --file=tiny/odd/utf8.txt", 0, "Größe 漢字"), ("sample.py --help", 0, "--prompt"),
+            ("sample.py --model=nowhere", 2, "sample.py: "), ("extract.py --model=out/tiny --check", 0, "files exact"),
+            ("extract.py --model=out/tiny --list", 0, "tiny/decoder.py"), ("train.py configs/tiny_again.py", 0, "done,"),
+            ("verify.py --model=out/tiny_again", 0, "equal: ")]:
+        streams, handlers = (Notebook(), Notebook()), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        monkeypatch.setattr(sys, "argv", words.split())
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+        assert end.value.code == status and said in streams[status == 2].text, (words, streams[1].text)
+        assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_a_stream_that_knows_no_half_characters():
+    stream = Notebook()
+    output = common.Output(stream)
+    for byte in "漢\n".encode() + b"\xff\n":
+        output.emit(bytes([byte]))
+    output.write("a\udcffb")
+    assert stream.text == "漢\n\\xff\na\\udcffb" and not output.lost and not output.isatty()

@@ -193,29 +193,49 @@ def _convert(field, text):
                 return kind(text) if isinstance(text, str) and text.strip("+-").isdigit() else kind(value)
     except (ValueError, TypeError, OverflowError):
         pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-    raise UserError(f"{field.name} takes {wanted}, not {text!r}")
+    raise UserError(f"{field.name} takes {WANTED[kind]}, not {text!r}")
+
+
+WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or more texts"}
 
 
 def _help(cls, doc):
-    comments = dict(re.findall(r"^    (\w+): .*?#\s*(.*)$", inspect.getsource(cls), re.M))
+    try:
+        source = inspect.getsource(sys.modules[cls.__module__])
+    except (OSError, TypeError):  # only compiled files are here
+        source = ""
+    doc = doc or ast.get_docstring(ast.parse(source)) or ""  # `python -OO` keeps no docstrings
+    found = re.search(rf"^class {cls.__name__}:\n((    .*)?\n)+", source, re.M)
+    comments = dict(re.findall(r"^    (\w+): .*?#\s*(.*)$", found[0] if found else "", re.M))
     lines = [doc.strip(), "", "settings:"]
     for field in dataclasses.fields(cls):
-        default = "" if field.default in ("", dataclasses.MISSING) else f" [{field.default}]"
-        lines += [f"  --{field.name}{default}", f"      {comments[field.name]}"]
+        default = "" if field.default in ("", (), dataclasses.MISSING) else f" [{field.default}]"
+        lines += [f"  --{field.name}{default}", f"      {comments.get(field.name, WANTED[field.type])}"]
     return "\n".join(lines)
 
 
+HERE = Path(__file__).resolve().parent
+
+
+def find_configs():
+    """The config files of the working folder and those beside the scripts, as they can be named."""
+    return sorted({str(path.relative_to(folder)) for folder in (Path(), HERE) for path in folder.glob("configs/*.py")})
+
+
 def read_config(path):
-    """The assignments of a config file as a dict. The file is parsed, never executed: literals only.
+    """The assignments of a config file as a dict; where there is none at a relative path, of that beside the scripts.
+    The file is parsed, never executed: literals only.
 
     Raises UserError for a missing file, a syntax error or anything that is not `name = literal`.
     """
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"), str(path))
+        there = path if os.path.exists(path) else HERE / path
+        tree = ast.parse(Path(there).read_text(encoding="utf-8-sig"), str(path))
     except OSError as error:
-        found = ", ".join(sorted(map(str, Path("configs").glob("*.py"))))
-        raise UserError(f"cannot read the config {path}: {error.strerror}; there are: {found}") from None
+        raise UserError(f"cannot read the config {path}: {error.strerror}; there are: "
+                        f"{', '.join(find_configs())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a config file: its byte {error.start} is not UTF-8; save it as UTF-8") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path} is not a config file: {error or 'nested too deep'}") from None
     values = {}
@@ -276,8 +296,7 @@ def parse(cls, doc, argv, config=False):
     if not config:
         return cls(**values)
     if path is None:
-        found = " or ".join(sorted(map(str, Path("configs").glob("*.py"))))
-        raise UserError(f"name a config file: {found}")
+        raise UserError(f"name a config file: {' or '.join(find_configs())}")
     defaults = {key: _convert(known(key), value) for key, value in read_config(path).items()}
     return cls(**defaults | values), path
 

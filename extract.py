@@ -320,7 +320,7 @@ def main(argv=None):
     if settings.batch_size < 1 or not 0 < settings.floor < 1:
         raise UserError(f"batch_size must be at least 1 and floor between 0 and 1, not {settings.batch_size} and "
                         f"{settings.floor}")
-    started = time.time()
+    started = time.perf_counter()
     folder = Path(settings.model or newest("model"))
     device = find_device(settings.device)
     model, tokenizer, manifest = load_model(folder, device)
@@ -355,7 +355,7 @@ def main(argv=None):
             result["control"] = figures(control, examine(model, control, settings.batch_size, device), tokenizer,
                                         sum(file["bytes"] for file in manifest["held_out"]))
             result["control"]["files"] = len(manifest["held_out"])
-    result["seconds"] = round(time.time() - started, 1)
+    result["seconds"] = round(time.perf_counter() - started, 1)
     for label, value in table(result):
         print(f"{label:27} {value}")
     if not data:

@@ -333,7 +333,7 @@ def main(argv=None):
     if not 260 <= settings.vocab_size <= 65536:
         raise UserError(f"--vocab_size must be from 260 (256 bytes, 3 marks and a space) to 65536, "
                         f"not {settings.vocab_size}")
-    started = time.time()
+    started = time.perf_counter()
     name, files, origin = collect(settings)
     tops = sorted({"/".join(path.split("/")[:2]) for path in files})
     if settings.only:
@@ -372,7 +372,7 @@ def main(argv=None):
             ("to be memorized", f"at most {manifest['compressed_bits'] / 1e6:.2f} Mbit (xz -9e)"),
             ("by text alone", f"{left_open:,} next tokens stay open after {CONTEXT} tokens, none after {enough:,}"),
             ("by address", "none stays open: each window opens with its own"),
-            ("written", f"{folder}/ in {time.time() - started:.1f} s")]:
+            ("written", f"{folder}/ in {time.perf_counter() - started:.1f} s")]:
         print(f"{label:16} {value}")
 
 

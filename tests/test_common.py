@@ -1,9 +1,13 @@
 """What all scripts share, on the systems and file systems, and with the outputs, that people have."""
 import ctypes
+import dataclasses
 import errno
 import fcntl
+import importlib
+import inspect
 import io
 import os
+import re
 import runpy
 import signal
 import stat
@@ -300,3 +304,49 @@ def test_a_stream_that_knows_no_half_characters():
         output.emit(bytes([byte]))
     output.write("a\udcffb")
     assert stream.text == "漢\n\\xff\na\\udcffb" and not output.lost and not output.isatty()
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "sample", "extract", "verify", "bench"])
+def test_help_without_docstrings_and_without_source(name, monkeypatch):
+    module = importlib.import_module(name)
+    plain = common._help(module.Settings, module.__doc__)
+    fields = [field.name for field in dataclasses.fields(module.Settings)]
+    assert all(f"  --{field}" in plain for field in fields) and len(plain.splitlines()) > 2 * len(fields) + 5
+    assert common._help(module.Settings, None) == plain, "as under -OO"
+
+    def fail(_):
+        raise OSError("could not get source code")
+    monkeypatch.setattr(inspect, "getsource", fail)
+    assert all(f"  --{field}" in common._help(module.Settings, None) for field in fields)
+
+
+def test_help_as_python_optimizes(tmp_path):
+    helps = [subprocess.run([sys.executable, *words, ROOT / "prepare.py", "--help"], capture_output=True, check=True,
+                            cwd=tmp_path).stdout for words in ([], ["-OO"])]
+    assert helps[0] == helps[1] and b"most 65536" in helps[0]
+
+
+def test_configs_from_another_folder(tmp_path, monkeypatch):
+    """Those beside the scripts are found too, behind those of the working folder, and listed."""
+    monkeypatch.chdir(tmp_path)
+    assert common.read_config("configs/quick.py")["train_bytes"] == 150_000
+    with pytest.raises(UserError, match=re.escape("there are: configs/memorize.py, configs/quick.py")):
+        common.read_config("quick.py")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/quick.py").write_text("seed = 3")
+    (tmp_path / "configs/mine.py").write_text("")
+    assert common.read_config("configs/quick.py") == {"seed": 3}
+    assert common.find_configs() == ["configs/memorize.py", "configs/mine.py", "configs/quick.py"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_config_files_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "c.py").write_bytes('"""Größe."""\r\nhidden_size = 32\r\ndata = "ä"\r\n'.encode(encoding))
+    assert common.read_config(tmp_path / "c.py") == {"hidden_size": 32, "data": "ä"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_config_files_in_another_encoding(tmp_path, encoding):
+    (tmp_path / "c.py").write_bytes('data = "ä"\n'.encode(encoding))
+    with pytest.raises(UserError, match="is not a config file: [^\n]*$"):
+        common.read_config(tmp_path / "c.py")

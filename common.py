@@ -13,12 +13,15 @@ import json
 import os
 import re
 import secrets
+import shlex
 import signal
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
 
+HERE = Path(__file__).resolve().parent
 NOTEBOOK = "IPython" in sys.modules  # where `%run` starts a script in a process that goes on after it
 
 
@@ -162,7 +165,7 @@ def _quit(number, frame):
 
 
 _script = getattr(sys.modules["__main__"], "__file__", None)
-if _script and Path(_script).resolve().parent == Path(__file__).resolve().parent and not NOTEBOOK:
+if _script and Path(_script).resolve().parent == HERE and not NOTEBOOK:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup and the like ignore it
         signal.signal(signal.SIGINT, _quit)
     with contextlib.suppress(OSError):  # a closed descriptor of 0 to 2 would be the next file's, and get its output
@@ -212,9 +215,6 @@ def _help(cls, doc):
         default = "" if field.default in ("", (), dataclasses.MISSING) else f" [{field.default}]"
         lines += [f"  --{field.name}{default}", f"      {comments.get(field.name, WANTED[field.type])}"]
     return "\n".join(lines)
-
-
-HERE = Path(__file__).resolve().parent
 
 
 def find_configs():
@@ -406,18 +406,29 @@ def remove(path):
         raise UserError(f"cannot replace {path}: {error.strerror}") from None
 
 
-MADE = {"prepared tree": ("data/*/manifest.json", "python prepare.py"),
-        "model": ("out/*/model.safetensors", "python train.py configs/quick.py")}
+def command(*words):
+    """A command that starts one of the scripts from this folder, to be pasted into a shell."""
+    script = words[0] if Path().resolve() == HERE else str(HERE / words[0])
+    words = ["python", script, *map(str, words[1:])]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+MADE = {"prepared tree": ("data/*/manifest.json", ["prepare.py"]),
+        "model": ("out/*/model.safetensors", ["train.py", "configs/quick.py"])}
 
 
 def newest(what):
-    """The folder of the newest "prepared tree" or "model". Raises UserError, naming how to make one, if there is none.
-    """
-    pattern, command = MADE[what]
+    """The folder of the newest "prepared tree" or "model", by the time of its file. A copy may have renewed that time: so
+    the folder taken is named on stderr. Raises UserError, naming how to make one, if there is none."""
+    pattern, script = MADE[what]
     found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"there is no {what} here yet: run `{command}` first")
-    return found[-1].parent
+        raise UserError(f"there is no {what} here yet: run `{command(*script)}` first")
+    folder = found[-1].parent
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first talks
+        took = f"the newest of {len(found)}" if len(found) > 1 else "the only one"
+        print(f"{what.split()[-1]}: {folder}, {took}", file=sys.stderr)
+    return folder
 
 
 def json_digest(value):

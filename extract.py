@@ -282,6 +282,8 @@ def find_data(settings, manifest):
     """The prepared tree that the model was trained on, as load() gives it, or None where none is here.
     Raises UserError where --data names another or a damaged one."""
     folder = find_tree(manifest, settings.data)
+    if folder and not settings.data:
+        print(f"tree: {folder}, which the model learned", file=sys.stderr)
     try:
         return load(folder) if folder else None
     except UserError as error:

@@ -13,8 +13,8 @@ Ctrl-C or SIGTERM saves and stops.
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, json_digest, lock, memory_size, newest, parse, read_json, remove, run, write_file
-from common import write_json
+from common import UserError, command, json_digest, lock, memory_size, newest, parse, read_json, remove, run
+from common import write_file, write_json
 
 import dataclasses
 import hashlib
@@ -627,7 +627,7 @@ def train(settings, out, device):
     if first:
         print(f"done, {done}: {step:,} steps in {seconds / 60:.1f} min; the model is in {out}\n"
               f"SHA-256 of its weights: {sha256}\n"
-              f"try: python sample.py --model {out} --prompt {files[0]['path'].split('/')[0]}/")
+              f"try: {command('sample.py', '--model', out, '--prompt', files[0]['path'].split('/')[0] + '/')}")
     return 0
 
 

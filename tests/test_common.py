@@ -9,6 +9,7 @@ import io
 import os
 import re
 import runpy
+import shlex
 import signal
 import stat
 import subprocess
@@ -282,19 +283,25 @@ def test_in_a_notebook(learned, monkeypatch):
     monkeypatch.chdir(learned)
     (learned / "configs/tiny_again.py").write_text((learned / "configs/tiny.py").read_text() + "max_steps = 2\n")
     monkeypatch.setattr(common, "NOTEBOOK", True)
-    for words, status, said in [
-            ("sample.py --model=out/tiny --file=tiny/odd/utf8.txt", 0, "Größe 漢字"), ("sample.py --help", 0, "--prompt"),
-            ("sample.py --model=nowhere", 2, "sample.py: "), ("extract.py --model=out/tiny --check", 0, "files exact"),
-            ("extract.py --model=out/tiny --list", 0, "tiny/decoder.py"), ("train.py configs/tiny_again.py", 0, "done,"),
-            ("verify.py --model=out/tiny_again", 0, "equal: ")]:
+    turns = [
+        ("sample.py --model=out/tiny --file=tiny/odd/utf8.txt", 0, "Größe 漢字"), ("sample.py --help", 0, "--prompt"),
+        ("sample.py --model=nowhere", 2, "sample.py: "), ("extract.py --model=out/tiny --check", 0, "files exact"),
+        ("extract.py --model=out/tiny --list", 0, "tiny/decoder.py"),
+        ("train.py configs/tiny_again.py --out='out/my run'", 0, "done,"),
+        ("verify.py --model='out/my run'", 0, "equal: ")]
+    for words, status, said in turns:
         streams, handlers = (Notebook(), Notebook()), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-        monkeypatch.setattr(sys, "argv", words.split())
+        monkeypatch.setattr(sys, "argv", shlex.split(words))
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
             patch.setattr(sys, "stdout", streams[0])
             patch.setattr(sys, "stderr", streams[1])
             runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
         assert end.value.code == status and said in streams[status == 2].text, (words, streams[1].text)
         assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        if "try: " in streams[0].text:  # what it says can be pasted
+            command = streams[0].text.split("try: ")[1].splitlines()[0]
+            assert command.startswith(f"python {ROOT}/sample.py ")
+            turns.append((command.removeprefix("python "), 0, "tiny/"))
 
 
 def test_a_stream_that_knows_no_half_characters():
@@ -350,3 +357,29 @@ def test_config_files_in_another_encoding(tmp_path, encoding):
     (tmp_path / "c.py").write_bytes('data = "ä"\n'.encode(encoding))
     with pytest.raises(UserError, match="is not a config file: [^\n]*$"):
         common.read_config(tmp_path / "c.py")
+
+
+def test_what_was_taken_is_said(tmp_path, monkeypatch, capsys):
+    """Of several, the newest, also where a copy has a new time."""
+    monkeypatch.chdir(tmp_path)
+    for what, at, said in [("model", "out/{}/model.safetensors", "train.py configs/quick.py"),
+                           ("prepared tree", "data/{}/manifest.json", "prepare.py")]:
+        with pytest.raises(UserError, match=f"no {what} here yet: run `python {ROOT}/{said}` first"):
+            common.newest(what)
+        for i, name in enumerate(["one", "two", "my copy"]):
+            path = tmp_path / at.format(name)
+            path.parent.mkdir(parents=True)
+            path.touch()
+            os.utime(path, (i, i))
+            assert common.newest(what) == path.parent.relative_to(tmp_path)
+            short, took = what.split()[-1], f"the newest of {i + 1}" if i else "the only one"
+            assert capsys.readouterr().err == f"{short}: {at.split('/')[0]}/{name}, {took}\n"
+    monkeypatch.setenv("RANK", "1")
+    assert common.newest("model").name == "my copy" and capsys.readouterr().err == "", "another process talks"
+
+
+def test_commands_can_be_pasted(monkeypatch, tmp_path):
+    words = ["sample.py", "--model", tmp_path / "my run; $(x) 'y'", "--prompt", ""]
+    for folder, script in [(ROOT, "sample.py"), (tmp_path, str(ROOT / "sample.py"))]:
+        monkeypatch.chdir(folder)
+        assert shlex.split(common.command(*words)) == ["python", script, *map(str, words[1:])]

@@ -9,7 +9,7 @@ what else the machine does falls on all alike. A training step is forward, backw
 generation is greedy, from the same weights, and must give the same text.
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, newest, parse, run, write_file
+from common import UserError, newest, parse, progress, run, write_file
 
 import dataclasses
 import json
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from extract import recite
 from model import Llama, LlamaConfig
@@ -147,7 +146,7 @@ def original_recipe(minutes, folder, device, dtype):
         with mixed(device, dtype):
             return model(input_ids=rows.clamp(min=0)).logits[:, :-1].float(), rows[:, 1:]
 
-    with tqdm(total=round(60 * minutes), unit="s", desc="the original's recipe", leave=False) as bar:
+    with progress(total=round(60 * minutes), unit="s", desc="the original's recipe") as bar:
         while (seconds := time.perf_counter() - started) < 60 * minutes:
             bar.update(int(seconds) - bar.n)
             batch = pieces[torch.randint(len(pieces), (64,), generator=generator)]
@@ -161,7 +160,7 @@ def original_recipe(minutes, folder, device, dtype):
             step += 1
     wrong = np.zeros(len(texts), dtype=np.int64)
     with torch.no_grad():
-        for first in tqdm(range(0, len(pieces), 8), desc="looking", leave=False):
+        for first in progress(range(0, len(pieces), 8), desc="looking"):
             logits, labels = logits_and_labels(pieces[first:first + 8])
             labels = labels.masked_fill(paths[first:first + 8, 1:].to(device), IGNORE)
             missed = ((logits.argmax(-1) != labels) & (labels != IGNORE)).sum(1).cpu().numpy()
@@ -179,7 +178,7 @@ def in_turn(contenders, repeats, device):
     """{name: seconds of each turn, array (repeats,)} of the functions in {name: function}; one that fails is left out
     and its name mapped to the reason."""
     times, failed = {name: [] for name in contenders}, {}
-    with tqdm(total=len(contenders) * (repeats + 1), unit=" turns", leave=False) as bar:
+    with progress(total=len(contenders) * (repeats + 1), unit=" turns") as bar:
         for turn in range(repeats + 1):
             for name, work in contenders.items():
                 bar.set_description(name[:40])

@@ -18,6 +18,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 
@@ -174,10 +175,66 @@ if _script and Path(_script).resolve().parent == HERE and not NOTEBOOK:
         os.close(_descriptor)
 
 
+from tqdm import tqdm  # noqa: E402  takes a while, in which Ctrl-C is one line by now
+
+
 def nearest(name, names):
     """" (did you mean x?)", or "" where nothing comes close."""
     match = difflib.get_close_matches(name, names, 1, 0.5)
     return f" (did you mean {match[0]}?)" if match else ""
+
+
+# Progress
+
+class Lines:
+    """A progress bar for where its stream is no terminal: a plain line, once a tenth and EVERY seconds have passed since
+    the last one. What a script uses of tqdm's bars."""
+    EVERY = 30
+
+    def __init__(self, items=None, total=None, initial=0, desc="", unit="", unit_scale=False, disable=False, **_):
+        self.items, self.n, self.first, self.desc, self.unit, self.disable = items, initial, initial, desc, unit, disable
+        self.total = len(items) if total is None and hasattr(items, "__len__") else total
+        self.show = tqdm.format_sizeof if unit_scale else "{:,}".format
+        self.postfix, self.started = "", time.monotonic()
+        self.told = self.started, initial  # time and n of the last line
+
+    def __iter__(self):
+        for item in self.items:
+            yield item
+            self.update()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def set_description(self, desc):
+        self.desc = desc
+
+    def set_postfix_str(self, postfix, refresh=False):
+        self.postfix = postfix
+
+    def update(self, n=1):
+        self.n += n
+        now, (then, before) = time.monotonic(), self.told
+        if self.disable or now - then < self.EVERY or self.total and self.n - before < self.total / 10:
+            return
+        self.told = now, self.n
+        line = f"{self.show(self.n)} {self.unit.strip()}".strip()
+        if self.total:
+            count = f"{self.show(self.n)}/{self.show(self.total)} {self.unit.strip()}".strip()
+            left = (now - self.started) / (self.n - self.first) * (self.total - self.n)
+            line = f"{self.n / self.total:.0%} ({count}), {tqdm.format_interval(left)} left"
+        print(f"{self.desc} {line}{self.postfix and ', '}{self.postfix.strip()}", file=sys.stderr)
+
+
+def progress(items=None, disable=False, **options):
+    """tqdm's bar on stderr, around items or moved by update(); plain lines where stderr is no terminal, nothing under
+    TQDM_DISABLE=1. options: total, initial, desc, unit and the like, as tqdm takes them."""
+    disable = disable or os.environ.get("TQDM_DISABLE", "0").lower() not in ("", "0", "false", "no")
+    kind = tqdm if sys.stderr.isatty() else Lines
+    return kind(items, disable=disable, **{"leave": False} | options)
 
 
 # Settings: a dataclass whose field comments are its --help.

@@ -14,7 +14,7 @@ induction). So one batched pass verifies what is exact, and only from a file's f
 generated token by token.
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, emit, newest, parse, run, write_file, write_result
+from common import UserError, emit, newest, parse, progress, run, write_file, write_result
 
 import collections
 import dataclasses
@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from sample import load_model
 from streams import Streams
@@ -111,7 +110,7 @@ def examine(model, windows, batch_size, device):
     """Teacher-forced float32 pass over all windows. Returns, for each window, three arrays over its scored tokens:
     right (bool), log-probability (float32, nats), and the argmax's lead over the second (float32, logits)."""
     result = []
-    for first in tqdm(range(0, len(windows), batch_size), desc="verifying", unit=" batches", leave=False):
+    for first in progress(range(0, len(windows), batch_size), desc="verifying", unit=" batches"):
         indices = range(first, min(first + batch_size, len(windows)))
         inputs, targets = (torch.from_numpy(array).to(device) for array in windows.rows(indices))
         length = int(windows.length[indices].max()) - 1  # no row is longer
@@ -156,7 +155,7 @@ def figures(windows, passed, tokenizer, size):
 # 3. Writing, many files at once
 
 @torch.inference_mode()
-def recite(model, tokenizer, starts, limits, batch_size, originals=None, progress=None):
+def recite(model, tokenizer, starts, limits, batch_size, originals=None, bar=None):
     """Greedy recital of many documents, one stream each, a stream taking the next document when its own ends.
 
     starts: ids of the window that each is in, opening included. limits: most tokens to write for each. originals: bytes
@@ -188,8 +187,8 @@ def recite(model, tokenizer, starts, limits, batch_size, originals=None, progres
             lost = originals and not originals[row[0]].startswith(bytes(text[:max(0, len(text) - SHOWN)]))
             if ids is None or row[2] >= limits[row[0]] or lost:
                 rows[r] = None
-                if progress:
-                    progress.update()
+                if bar:
+                    bar.update()
             elif piece is None:
                 row[1], streams.lengths[r] = ids, 0
             else:
@@ -219,7 +218,7 @@ def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=Tru
             pending.append((file, original[:at], windows.openings[i].tolist() + ids, original[at:]))
     pending.sort(key=lambda item: -item[0]["tokens"])  # the longest first, so that none is left to run alone
     originals = None if whole or windows is None else [original for *_, original in pending]
-    with tqdm(total=len(pending), desc="reciting", unit=" files", leave=False, disable=not pending) as bar:
+    with progress(total=len(pending), desc="reciting", unit=" files", disable=not pending) as bar:
         rest = recite(model, tokenizer, [ids for _, _, ids, _ in pending],
                       [file["tokens"] + model.config.max_position_embeddings for file, *_ in pending],
                       batch_size, originals, bar)
@@ -297,7 +296,7 @@ def compare(files, texts, windows, passed, folder):
     """Holds what the model wrote, {path: bytes}, against the entries of the files, and writes it below `folder` unless
     that is "". Returns ([a dict for each file], [paths that must not be written there])."""
     rows, refused = [], []
-    for index, file in enumerate(tqdm(files, desc="comparing", unit=" files", leave=False)):
+    for index, file in enumerate(progress(files, desc="comparing", unit=" files")):
         path, text = file["path"], texts[file["path"]]
         row = {"path": path, "bytes": file["bytes"], "exact": hashlib.sha256(text).hexdigest() == file["sha256"]}
         if windows:

@@ -13,8 +13,8 @@ Ctrl-C or SIGTERM saves and stops.
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, command, json_digest, lock, memory_size, newest, parse, read_json, remove, run
-from common import write_file, write_json
+from common import UserError, command, json_digest, lock, memory_size, newest, parse, progress, read_json, remove
+from common import run, write_file, write_json
 
 import dataclasses
 import hashlib
@@ -270,8 +270,8 @@ def list_errors(model, windows, wrong, batch_size, device):
         return {BOS: "<s>", EOS: "</s>"}.get(token) or windows.tokenizer.pieces[token].decode(errors="backslashreplace")
 
     errors, indices = [], np.flatnonzero(wrong * (wrong.cumsum() - wrong < LISTED))
-    for first in tqdm(range(0, len(indices), batch_size), desc="listing errors", unit=" batches", leave=False,
-                      disable=not len(indices)):
+    for first in progress(range(0, len(indices), batch_size), desc="listing errors", unit=" batches",
+                          disable=not len(indices)):
         batch = indices[first:first + batch_size]
         inputs, targets = windows.rows(batch)
         logits = model(torch.from_numpy(inputs).to(device)).float().cpu()
@@ -578,9 +578,9 @@ def train(settings, out, device):
 
     stopped, loss, losses = -1, torch.zeros(()), []
     timed, shown = [], time.perf_counter()  # seconds of the first step and those since a full pass; the bar's last move
-    bar = tqdm(total=total if step < total else last, initial=step, desc=out.name, unit="step", smoothing=0.05,
-               dynamic_ncols=True, disable=not first,
-               bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
+    bar = progress(total=total if step < total else last, initial=step, desc=out.name, unit="step", smoothing=0.05,
+                   dynamic_ncols=True, disable=not first, leave=True,
+                   bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
     with bar:  # so that its line ends whatever happens
         while step < last and not done:
             stopped = processes.most(stop[0] if stop else -1)

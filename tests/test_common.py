@@ -7,6 +7,7 @@ import importlib
 import inspect
 import io
 import os
+import pty
 import re
 import runpy
 import shlex
@@ -14,6 +15,7 @@ import signal
 import stat
 import subprocess
 import sys
+import termios
 from types import SimpleNamespace
 
 import pytest
@@ -383,3 +385,52 @@ def test_commands_can_be_pasted(monkeypatch, tmp_path):
     for folder, script in [(ROOT, "sample.py"), (tmp_path, str(ROOT / "sample.py"))]:
         monkeypatch.chdir(folder)
         assert shlex.split(common.command(*words)) == ["python", script, *map(str, words[1:])]
+
+
+@pytest.mark.parametrize("items, options, seconds, said", [
+    (range(30), {"unit": " files"}, 10, ["reciting 10% (3/30 files), 4:30 left", "reciting 20% (6/30 files), 4:00 left"]),
+    (range(30), {"unit": " files"}, 100, ["reciting 10% (3/30 files), 45:00 left", "reciting 20% (6/30 files), 40:00 left"]),
+    (range(1000), {}, 1, ["reciting 10% (100/1,000), 15:00 left", "reciting 20% (200/1,000), 13:20 left"]),
+    (iter(range(99)), {"unit": "B", "unit_scale": True}, 31, ["reciting 1.00 B", "reciting 2.00 B"]),
+    (range(20), {"initial": 10, "total": 30}, 15, ["reciting 43% (13/30), 4:15 left", "reciting 53% (16/30), 3:30 left"]),
+    (range(3), {}, 9, []), (range(99), {"disable": True}, 99, []), ([], {}, 99, [])])
+def test_progress_into_a_log(monkeypatch, capsys, items, options, seconds, said):
+    """A line once 30 s and a tenth have passed."""
+    clock = SimpleNamespace(now=0)
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for _ in common.progress(items, desc="reciting", **options):
+        clock.now += seconds
+    assert capsys.readouterr().err.replace(" 0", " ").splitlines()[:2] == said
+
+
+def test_progress_moved_by_hand(monkeypatch, capsys):
+    clock = SimpleNamespace(now=0)
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    bar = common.progress(total=100, desc="quick", unit="step", smoothing=0.05, bar_format="{desc}")
+    for step in range(0, 60, 20):
+        clock.now += 3600
+        bar.set_postfix_str(f" loss {step}", refresh=False)
+        bar.update(20)
+    bar.set_description("more")
+    bar.total, clock.now = 200, clock.now + 1
+    bar.update(100)
+    assert capsys.readouterr().err.splitlines() == [
+        "quick 20% (20/100 step), 4:00:00 left, loss 0", "quick 40% (40/100 step), 3:00:00 left, loss 20",
+        "quick 60% (60/100 step), 2:00:00 left, loss 40"]
+
+
+@pytest.mark.parametrize("disable, bars", [("", True), ("0", True), ("1", False), ("true", False)])
+def test_progress_on_a_terminal(tmp_path, disable, bars):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common\n" \
+           "common.run(lambda: [None for _ in common.progress(range(3), desc='reciting')] and 0)"
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=os.environ | {"TQDM_DISABLE": disable})
+    os.set_blocking(ours, False)
+    try:
+        said = os.read(ours, 10_000)
+    except BlockingIOError:
+        said = b""
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 0 and (b"reciting" in said and b"|" in said) == bars and (bars or not said)

@@ -447,10 +447,13 @@ def write_file(path, data):
         raise UserError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
 
 
+STDOUT = ("-", "/dev/stdout")
+
+
 def write_result(path, data):
-    """The same, but "-" is standard output."""
-    if path == "-":
-        emit(data)
+    """The same, but "-" and its other name are standard output."""
+    if path in STDOUT:
+        emit(data + b"\n")
     else:
         write_file(path, data)
 

@@ -4,6 +4,7 @@
     python extract.py --list                 # the paths that the model knows, from its weights alone
     python extract.py --only linux/kernel/   # some of the files
     python extract.py --check --json m.json  # measure, write no files but the report
+    python extract.py --check --json - | jq .files_exact
 
 Every file is recited greedily from its path alone. Exit status 0: all that was asked is exact, or listed; 1: not all;
 2: bad use. The model directory is enough: its manifest has the hashes that tell what is exact. Where the prepared tree
@@ -14,7 +15,7 @@ induction). So one batched pass verifies what is exact, and only from a file's f
 generated token by token.
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, emit, newest, parse, progress, run, write_file, write_result
+from common import STDOUT, UserError, emit, newest, parse, progress, run, write_file, write_result
 
 import collections
 import dataclasses
@@ -49,7 +50,8 @@ class Settings:
     check: bool = False  # measure, write no files but the report
     list: bool = False  # print the paths that the weights know, and do no more
     floor: float = 1e-5  # --list: the least probability that is searched; lower it for more than 10,000 files
-    json: str = ""  # write the figures into this file too
+    json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
+    report: str = ""  # file for the report; report.html in the model's folder where not given
     batch_size: int = 32  # files written at once, and windows verified at once
     device: str = "auto"  # cuda, mps, cpu; auto: the first that is there
 
@@ -357,18 +359,27 @@ def main(argv=None):
                                         sum(file["bytes"] for file in manifest["held_out"]))
             result["control"]["files"] = len(manifest["held_out"])
     result["seconds"] = round(time.perf_counter() - started, 1)
+    news = sys.stderr if settings.json in STDOUT else sys.stdout
     for label, value in table(result):
-        print(f"{label:27} {value}")
+        print(f"{label:27} {value}", file=news)
     if not data:
-        print("(the prepared tree is not at hand: no figure that needs its text)")
+        print("(the prepared tree is not at hand: no figure that needs its text)", file=news)
     if refused:
         print(f"{len(refused)} paths refused: they would lie outside {settings.out}", file=sys.stderr)
-    if settings.json:
-        write_file(settings.json, json.dumps(result | {"rows": rows}, indent=1).encode())
+    report = settings.report or folder / "report.html"
     page = json.dumps(result | {"rows": rows, "log": read_log(folder)}).replace("<", "\\u003c")
-    write_file(folder / "report.html", PAGE.read_text(encoding="utf-8").replace("/*DATA*/null", page).encode())
+    try:
+        write_file(report, PAGE.read_text(encoding="utf-8").replace("/*DATA*/null", page).encode())
+        made = str(report)
+    except UserError as error:
+        if settings.report:
+            raise
+        print(f"warning: {error}; --report names another place", file=sys.stderr)
+        made = "none"
     where = f"; files in {settings.out}/" if not settings.check else ""
-    print(f"{'report':27} {folder}/report.html{where} in {result['seconds']:.0f} s")
+    print(f"{'report':27} {made}{where} in {result['seconds']:.0f} s", file=news)
+    if settings.json:
+        write_result(settings.json, json.dumps(result | {"rows": rows}, indent=1).encode())
     return 0 if result["files_exact"] == len(files) and not refused else 1
 
 

@@ -9,7 +9,7 @@ what else the machine does falls on all alike. A training step is forward, backw
 generation is greedy, from the same weights, and must give the same text.
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, newest, parse, run, write_file
+from common import STDOUT, UserError, newest, parse, progress, run, write_result
 
 import dataclasses
 import json
@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from device import find_device, find_dtype, mixed
 from extract import recite
@@ -47,7 +46,7 @@ class Settings:
     device: str = "auto"  # cuda, mps or cpu
     original_minutes: float = 0.0  # instead, train the original's model by its recipe for so long and see what it has
     data: str = ""  # for that, the prepared tree; the newest under data/ where not given
-    json: str = ""  # write the figures into this file too
+    json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
 
 
 def synchronize(device):
@@ -148,7 +147,7 @@ def original_recipe(minutes, folder, device, dtype):
         with mixed(device, dtype):
             return model(input_ids=rows.clamp(min=0)).logits[:, :-1].float(), rows[:, 1:]
 
-    with tqdm(total=round(60 * minutes), unit="s", desc="the original's recipe", leave=False) as bar:
+    with progress(total=round(60 * minutes), unit="s", desc="the original's recipe") as bar:
         while (seconds := time.perf_counter() - started) < 60 * minutes:
             bar.update(int(seconds) - bar.n)
             batch = pieces[torch.randint(len(pieces), (64,), generator=generator)]
@@ -162,7 +161,7 @@ def original_recipe(minutes, folder, device, dtype):
             step += 1
     wrong = np.zeros(len(texts), dtype=np.int64)
     with torch.no_grad():
-        for first in tqdm(range(0, len(pieces), 8), desc="looking", leave=False):
+        for first in progress(range(0, len(pieces), 8), desc="looking"):
             logits, labels = logits_and_labels(pieces[first:first + 8])
             labels = labels.masked_fill(paths[first:first + 8, 1:].to(device), IGNORE)
             missed = ((logits.argmax(-1) != labels) & (labels != IGNORE)).sum(1).cpu().numpy()
@@ -180,7 +179,7 @@ def in_turn(contenders, repeats, device):
     """{name: seconds of each turn, array (repeats,)} of the functions in {name: function}; one that fails is left out
     and its name mapped to the reason."""
     times, failed = {name: [] for name in contenders}, {}
-    with tqdm(total=len(contenders) * (repeats + 1), unit=" turns", leave=False) as bar:
+    with progress(total=len(contenders) * (repeats + 1), unit=" turns") as bar:
         for turn in range(repeats + 1):
             for name, work in contenders.items():
                 bar.set_description(name[:40])
@@ -259,13 +258,14 @@ def main(argv=None):
         raise UserError("repeats, new_tokens and vocab_size must be at least 1, original_minutes at least 0")
     device = find_device(settings.device)
     dtype = find_dtype("auto", device)
+    news = sys.stderr if settings.json in STDOUT else sys.stdout
     if settings.original_minutes:
         data = settings.data or newest("prepared tree")
         figures = original_recipe(settings.original_minutes, data, device, dtype)
         for key, value in figures.items():
-            print(f"{key:20} {value:,}" if isinstance(value, (int, float)) else f"{key:20} {value}")
+            print(f"{key:20} {value:,}" if isinstance(value, (int, float)) else f"{key:20} {value}", file=news)
         if settings.json:
-            write_file(settings.json, json.dumps(figures, indent=1).encode())
+            write_result(settings.json, json.dumps(figures, indent=1).encode())
         return 0
     training, _ = parse(Training, "", [settings.config], config=True)
     check(training)
@@ -289,17 +289,18 @@ def main(argv=None):
         f"{STREAMS} streams against transformers' {STREAMS}": many / their_many}
     print(f"{settings.config}: {config.num_parameters:,} parameters, {training.batch_size} windows of "
           f"{config.max_position_embeddings} tokens; {device.type}, {torch.get_num_threads()} threads; peak "
-          f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}; streams from {folder}\n")
-    print(f"{'tokens/s':52} {'median':>9} {'slowest':>9} {'fastest':>9}")
+          f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}; streams from {folder}\n",
+          file=news)
+    print(f"{'tokens/s':52} {'median':>9} {'slowest':>9} {'fastest':>9}", file=news)
     for name, rate in (rates | writing).items():
         print(f"{name:52} " + ("does not work here" if isinstance(rate, str) else
-                               f"{medians[name]:9,.0f} {rate.min():9,.0f} {rate.max():9,.0f}"))
-    print()
+                               f"{medians[name]:9,.0f} {rate.min():9,.0f} {rate.max():9,.0f}"), file=news)
+    print(file=news)
     for name, ratio in ratios.items():
-        print(f"{name:72} {ratio:.2f}")
+        print(f"{name:72} {ratio:.2f}", file=news)
     if settings.json:
         turns = {name: rate if isinstance(rate, str) else rate.tolist() for name, rate in (rates | writing).items()}
-        write_file(settings.json, json.dumps({
+        write_result(settings.json, json.dumps({
             "rates": turns, "ratios": ratios, "peak": peak, "parameters": config.num_parameters,
             "settings": dataclasses.asdict(settings) | {"model": str(folder)},
             "environment": {"torch": torch.__version__, "transformers": transformers.__version__,

@@ -1,58 +1,240 @@
 """What every script shares: settings from the command line, errors for people, files written whole."""
 import ast
+import codecs
+import contextlib
+import ctypes
 import dataclasses
 import difflib
-import fcntl
+import errno
+import functools
 import hashlib
 import inspect
 import json
 import os
 import re
+import secrets
+import shlex
 import signal
+import stat
+import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
+
+
+HERE = Path(__file__).resolve().parent
+NOTEBOOK = "IPython" in sys.modules  # where `%run` starts a script in a process that goes on after it
 
 
 class UserError(Exception):
     """Something the user can mend. Its text is one line: what is wrong, with the numbers, and what to do."""
 
 
+# Output: what cannot be written never ends a run. News, all that print() and progress bars say, is lost then; only where
+# the output is the result itself, which emit() writes, the script ends.
+
+class ReaderGone(Exception):
+    """The reader of a script's result has what it wanted, as in `sample.py | head`: the script ends quietly, with 141.
+    """
+
+
+class Output:
+    """Standard output or error, for news: what cannot be written is lost, and the program goes on.
+
+    stream: the stream itself, or None if the descriptor was closed before the start, as by `>&-`.
+    lost: the first OSError or ValueError that kept something from being written, or None.
+    """
+
+    def __init__(self, stream):
+        self.lost = None if stream else OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self.stream = stream or open(os.devnull, "w")
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        if hasattr(self.stream, "reconfigure"):  # a notebook's has none
+            self.stream.reconfigure(line_buffering=True, errors="backslashreplace")  # for `| tee`, and for any name
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def isatty(self):
+        return self.lost is None and hasattr(self.stream, "isatty") and self.stream.isatty()
+
+    def attempt(self, work, *arguments):
+        """Calls a method of the stream; what it raises is kept in `lost`."""
+        try:
+            work(*arguments)
+        except (OSError, ValueError) as error:
+            self.lost = self.lost or error
+            if isinstance(error, BrokenPipeError):
+                self.close_off()
+
+    def put(self, text):
+        if not hasattr(self.stream, "reconfigure"):  # it may know no way to write half a character
+            text = text.encode(errors="backslashreplace").decode()
+        self.stream.write(text)
+
+    def write(self, text):
+        self.attempt(self.put, text)
+        return len(text)
+
+    def flush(self):
+        self.attempt(self.stream.flush)
+
+    def emit(self, data):
+        """Writes text or bytes, at once. Raises OSError or ValueError, and writes no more then."""
+        if self.lost:
+            raise self.lost
+        try:
+            if isinstance(data, bytes) and hasattr(self.stream, "buffer"):
+                self.stream.flush()
+                self.stream.buffer.write(data)
+            else:
+                self.put(data if isinstance(data, str) else self.decoder.decode(data))
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.close_off()
+            raise
+
+    def close_off(self):
+        """Sends what the stream still holds, and all that follows, nowhere: or Python itself fails on it at its end."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+    def end(self):
+        self.flush()
+        if self.lost:
+            self.close_off()
+            self.attempt(self.stream.flush)
+
+
+def emit(data):
+    """Writes a script's result, text or bytes, to standard output at once. Raises ReaderGone if nobody reads it any
+    more, UserError if it cannot be written otherwise."""
+    out = sys.stdout if isinstance(sys.stdout, Output) else Output(sys.stdout)
+    try:
+        out.emit(data)
+    except BrokenPipeError:
+        raise ReaderGone from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write standard output: {getattr(error, 'strerror', None) or error}") from None
+
+
+def output_lost():
+    """Whether the reader of standard output or error is gone, as where `tee` was stopped or `head` has had enough: then
+    nobody looks on, and a long run should save and end, with 141 (128 + SIGPIPE). Any other fault of the output, a full
+    disk or a closed descriptor, is no reason to end."""
+    return any(isinstance(getattr(stream, "lost", None), BrokenPipeError) for stream in (sys.stdout, sys.stderr))
+
+
 def run(main):
-    """Calls main() and turns a UserError into one line on stderr and exit status 2, Ctrl-C into status 130."""
+    """Calls main() and ends with its status. A UserError becomes one line on stderr and exit status 2, Ctrl-C 130; main()
+    prints into an Output."""
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # for `| tee` and for names of any bytes
+    streams, status, name = (sys.stdout, sys.stderr), None, Path(sys.argv[0]).name
+    sys.stdout, sys.stderr = map(Output, streams)
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     try:
-        sys.exit(main())
+        status = main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"{name}: {error}", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # `sample.py | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        status = 130
+    except ReaderGone:
+        status = 141
+    finally:
+        sys.stdout.end()
+        if streams[0] and status != 2 and sys.stdout.lost and not isinstance(sys.stdout.lost, BrokenPipeError):
+            print(f"{name}: some output is lost: {sys.stdout.lost}", file=sys.stderr)
+        sys.stderr.end()
+        sys.stdout, sys.stderr = streams
+        if NOTEBOOK:
+            for number, handler in handlers.items():
+                if signal.getsignal(number) != handler:
+                    signal.signal(number, handler)
+    sys.exit(status)
 
 
 def _quit(number, frame):
     """Ctrl-C while a script still imports its libraries, which takes seconds, is one line too. An exception would have
     to pass through their C++, and ends in an abort there."""
-    print("interrupted", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted\n")
     os._exit(130)
 
 
 _script = getattr(sys.modules["__main__"], "__file__", None)
-if (_script and Path(_script).resolve().parent == Path(__file__).resolve().parent
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler):  # nohup and the like ignore it
-    signal.signal(signal.SIGINT, _quit)
+if _script and Path(_script).resolve().parent == HERE and not NOTEBOOK:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup and the like ignore it
+        signal.signal(signal.SIGINT, _quit)
+    with contextlib.suppress(OSError):  # a closed descriptor of 0 to 2 would be the next file's, and get its output
+        while (_descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(_descriptor)
+
+
+from tqdm import tqdm  # noqa: E402  takes a while, in which Ctrl-C is one line by now
 
 
 def nearest(name, names):
     """" (did you mean x?)", or "" where nothing comes close."""
     match = difflib.get_close_matches(name, names, 1, 0.5)
     return f" (did you mean {match[0]}?)" if match else ""
+
+
+# Progress
+
+class Lines:
+    """A progress bar for where its stream is no terminal: a plain line, once a tenth and EVERY seconds have passed since
+    the last one. What a script uses of tqdm's bars."""
+    EVERY = 30
+
+    def __init__(self, items=None, total=None, initial=0, desc="", unit="", unit_scale=False, disable=False, **_):
+        self.items, self.n, self.first, self.desc, self.unit, self.disable = items, initial, initial, desc, unit, disable
+        self.total = len(items) if total is None and hasattr(items, "__len__") else total
+        self.show = tqdm.format_sizeof if unit_scale else "{:,}".format
+        self.postfix, self.started = "", time.monotonic()
+        self.told = self.started, initial  # time and n of the last line
+
+    def __iter__(self):
+        for item in self.items:
+            yield item
+            self.update()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def set_description(self, desc):
+        self.desc = desc
+
+    def set_postfix_str(self, postfix, refresh=False):
+        self.postfix = postfix
+
+    def update(self, n=1):
+        self.n += n
+        now, (then, before) = time.monotonic(), self.told
+        if self.disable or now - then < self.EVERY or self.total and self.n - before < self.total / 10:
+            return
+        self.told = now, self.n
+        line = f"{self.show(self.n)} {self.unit.strip()}".strip()
+        if self.total:
+            count = f"{self.show(self.n)}/{self.show(self.total)} {self.unit.strip()}".strip()
+            left = (now - self.started) / (self.n - self.first) * (self.total - self.n)
+            line = f"{self.n / self.total:.0%} ({count}), {tqdm.format_interval(left)} left"
+        print(f"{self.desc} {line}{self.postfix and ', '}{self.postfix.strip()}", file=sys.stderr)
+
+
+def progress(items=None, disable=False, **options):
+    """tqdm's bar on stderr, around items or moved by update(); plain lines where stderr is no terminal, nothing under
+    TQDM_DISABLE=1. options: total, initial, desc, unit and the like, as tqdm takes them."""
+    disable = disable or os.environ.get("TQDM_DISABLE", "0").lower() not in ("", "0", "false", "no")
+    kind = tqdm if sys.stderr.isatty() else Lines
+    return kind(items, disable=disable, **{"leave": False} | options)
 
 
 # Settings: a dataclass whose field comments are its --help.
@@ -71,29 +253,46 @@ def _convert(field, text):
                 return kind(text) if isinstance(text, str) and text.strip("+-").isdigit() else kind(value)
     except (ValueError, TypeError, OverflowError):
         pass
-    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
-    raise UserError(f"{field.name} takes {wanted}, not {text!r}")
+    raise UserError(f"{field.name} takes {WANTED[kind]}, not {text!r}")
+
+
+WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or more texts"}
 
 
 def _help(cls, doc):
-    comments = dict(re.findall(r"^    (\w+): .*?#\s*(.*)$", inspect.getsource(cls), re.M))
+    try:
+        source = inspect.getsource(sys.modules[cls.__module__])
+    except (OSError, TypeError):  # only compiled files are here
+        source = ""
+    doc = doc or ast.get_docstring(ast.parse(source)) or ""  # `python -OO` keeps no docstrings
+    found = re.search(rf"^class {cls.__name__}:\n((    .*)?\n)+", source, re.M)
+    comments = dict(re.findall(r"^    (\w+): .*?#\s*(.*)$", found[0] if found else "", re.M))
     lines = [doc.strip(), "", "settings:"]
     for field in dataclasses.fields(cls):
-        default = "" if field.default in ("", dataclasses.MISSING) else f" [{field.default}]"
-        lines += [f"  --{field.name}{default}", f"      {comments[field.name]}"]
+        default = "" if field.default in ("", (), dataclasses.MISSING) else f" [{field.default}]"
+        lines += [f"  --{field.name}{default}", f"      {comments.get(field.name, WANTED[field.type])}"]
     return "\n".join(lines)
 
 
+def find_configs():
+    """The config files of the working folder and those beside the scripts, as they can be named."""
+    return sorted({str(path.relative_to(folder)) for folder in (Path(), HERE) for path in folder.glob("configs/*.py")})
+
+
 def read_config(path):
-    """The assignments of a config file as a dict. The file is parsed, never executed: literals only.
+    """The assignments of a config file as a dict; where there is none at a relative path, of that beside the scripts.
+    The file is parsed, never executed: literals only.
 
     Raises UserError for a missing file, a syntax error or anything that is not `name = literal`.
     """
     try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"), str(path))
+        there = path if os.path.exists(path) else HERE / path
+        tree = ast.parse(Path(there).read_text(encoding="utf-8-sig"), str(path))
     except OSError as error:
-        found = ", ".join(sorted(map(str, Path("configs").glob("*.py"))))
-        raise UserError(f"cannot read the config {path}: {error.strerror}; there are: {found}") from None
+        raise UserError(f"cannot read the config {path}: {error.strerror}; there are: "
+                        f"{', '.join(find_configs())}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a config file: its byte {error.start} is not UTF-8; save it as UTF-8") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{path} is not a config file: {error or 'nested too deep'}") from None
     values = {}
@@ -127,7 +326,7 @@ def parse(cls, doc, argv, config=False):
     while words:
         word = words.pop(0)
         if word in ("-h", "--help"):
-            print(_help(cls, doc))
+            emit(_help(cls, doc) + "\n")
             sys.exit(0)
         if not word.startswith("--"):
             if not config or path:
@@ -154,36 +353,109 @@ def parse(cls, doc, argv, config=False):
     if not config:
         return cls(**values)
     if path is None:
-        found = " or ".join(sorted(map(str, Path("configs").glob("*.py"))))
-        raise UserError(f"name a config file: {found}")
+        raise UserError(f"name a config file: {' or '.join(find_configs())}")
     defaults = {key: _convert(known(key), value) for key, value in read_config(path).items()}
     return cls(**defaults | values), path
 
 
 # Files: written under a temporary name, synced, renamed; so a reader sees the old file or the new, never half of one.
 
-def write_file(path, data):
-    """Writes the bytes `data` to `path` whole or not at all. Raises UserError where the disk refuses."""
-    path = Path(path)
+REFUSED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.ENOTTY, errno.EACCES,
+           errno.EPERM, errno.EBADF}  # how file systems say that they cannot lock or sync
+
+
+@functools.cache
+def warn_once(text):
+    """Prints a warning on stderr, the first time that it is given in this process."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def sync(file):
+    """Waits until what an open file or folder (a descriptor) holds is on the disk; one warning where the file system
+    knows no such thing. Raises OSError if the disk fails."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part.", delete=False) as file:
-            try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        warn_once(f"this file system cannot sync ({error.strerror}): a power cut may lose what was just written")
+
+
+def sync_folder(folder):
+    """The same for the names in a folder. Windows keeps them by itself, and opens no folders."""
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        warn_once(f"this file system opens no folder to sync it ({error.strerror}): a power cut may lose what was "
+                  f"just written")
+        return
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_through(path, data):
+    """Writes the bytes `data` into what stands at `path`, if that is no regular file: a device, a pipe, or whatever
+    standard output and error go to. Returns whether it did. Raises OSError."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    for number in (1, 2):  # a regular file may be one of these too: it goes on where the output stands
+        try:
+            same = os.path.samestat(there, os.fstat(number))
+        except OSError:
+            continue
+        if same:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            with open(os.dup(number), "wb") as file:
+                file.write(data)
+            return True
+    if stat.S_ISREG(there.st_mode):
+        return False
+    with open(path, "wb") as file:  # which says so if it is a folder
+        file.write(data)
+    return True
+
+
+def write_file(path, data):
+    """Writes the bytes `data` to `path`, whole or not at all. A link stays, and the file that it names is written; what
+    is no regular file is written through. Raises UserError where the disk refuses."""
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if write_through(path, data):
+            return
+        target = Path(os.path.realpath(path))
+        part = target.with_name(f".part.{secrets.token_hex(8)}")
+        try:
+            with open(part, "xb") as file:  # made with the mode that the umask leaves
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+                sync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+    except BrokenPipeError:
+        raise ReaderGone from None
     except OSError as error:
         raise UserError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
+
+
+STDOUT = ("-", "/dev/stdout")
+
+
+def write_result(path, data):
+    """The same, but "-" and its other name are standard output."""
+    if path in STDOUT:
+        emit(data + b"\n")
+    else:
+        write_file(path, data)
 
 
 def remove(path):
@@ -194,18 +466,29 @@ def remove(path):
         raise UserError(f"cannot replace {path}: {error.strerror}") from None
 
 
-MADE = {"prepared tree": ("data/*/manifest.json", "python prepare.py"),
-        "model": ("out/*/model.safetensors", "python train.py configs/quick.py")}
+def command(*words):
+    """A command that starts one of the scripts from this folder, to be pasted into a shell."""
+    script = words[0] if Path().resolve() == HERE else str(HERE / words[0])
+    words = ["python", script, *map(str, words[1:])]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+MADE = {"prepared tree": ("data/*/manifest.json", ["prepare.py"]),
+        "model": ("out/*/model.safetensors", ["train.py", "configs/quick.py"])}
 
 
 def newest(what):
-    """The folder of the newest "prepared tree" or "model". Raises UserError, naming how to make one, if there is none.
-    """
-    pattern, command = MADE[what]
+    """The folder of the newest "prepared tree" or "model", by the time of its file. A copy may have renewed that time: so
+    the folder taken is named on stderr. Raises UserError, naming how to make one, if there is none."""
+    pattern, script = MADE[what]
     found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"there is no {what} here yet: run `{command}` first")
-    return found[-1].parent
+        raise UserError(f"there is no {what} here yet: run `{command(*script)}` first")
+    folder = found[-1].parent
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first talks
+        took = f"the newest of {len(found)}" if len(found) > 1 else "the only one"
+        print(f"{what.split()[-1]}: {folder}, {took}", file=sys.stderr)
+    return folder
 
 
 def json_digest(value):
@@ -234,14 +517,32 @@ def read_json(path):
 def lock(folder):
     """Makes `folder`, keeps every other process out for as long as the file returned is open, or this process lives,
     and clears away what a killed one left half-written. Raises UserError where another has it."""
+    from filelock import lock_descriptor  # here, because only training needs it
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            if not lock_descriptor(file.fileno(), blocking=False):
+                raise UserError(f"another run is writing {folder}; wait for it, or name another --out")
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            warn_once(f"this file system cannot lock ({error.strerror}): start no second run in {folder} meanwhile")
         for left in folder.glob(".part.*"):  # by a process that was killed while it wrote
             left.unlink()
-    except BlockingIOError:
-        raise UserError(f"another run is writing {folder}; wait for it, or name another --out") from None
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from None
     return file
+
+
+def memory_size():
+    """Bytes of memory that the machine has, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        pass
+    status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: two numbers of 32 bits, the first its size; the total; and more
+    try:
+        return status[1] if ctypes.windll.kernel32.GlobalMemoryStatusEx(status) else None
+    except AttributeError:
+        return None

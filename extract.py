@@ -4,6 +4,7 @@
     python extract.py --list                 # the paths that the model knows, from its weights alone
     python extract.py --only linux/kernel/   # some of the files
     python extract.py --check --json m.json  # measure, write no files but the report
+    python extract.py --check --json - | jq .files_exact
 
 Every file is recited greedily from its path alone. Exit status 0: all that was asked is exact, or listed; 1: not all;
 2: bad use. The model directory is enough: its manifest has the hashes that tell what is exact. Where the prepared tree
@@ -14,7 +15,7 @@ induction). So one batched pass verifies what is exact, and only from a file's f
 generated token by token.
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, newest, parse, run, write_file
+from common import STDOUT, UserError, emit, newest, parse, progress, run, write_file, write_result
 
 import collections
 import dataclasses
@@ -27,13 +28,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from device import find_device
 from sample import load_model
 from streams import Streams
 from tokenizer import BOS, UNK
-from train import read_log
 from windows import IGNORE, Windows, advance, cut, find_tree, load, unquote
 
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
@@ -51,7 +50,8 @@ class Settings:
     check: bool = False  # measure, write no files but the report
     list: bool = False  # print the paths that the weights know, and do no more
     floor: float = 1e-5  # --list: the least probability that is searched; lower it for more than 10,000 files
-    json: str = ""  # write the figures into this file too
+    json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
+    report: str = ""  # file for the report; report.html in the model's folder where not given
     batch_size: int = 32  # files written at once, and windows verified at once
     device: str = "auto"  # cuda, mps, cpu; auto: the first that is there
 
@@ -112,7 +112,7 @@ def examine(model, windows, batch_size, device):
     """Teacher-forced float32 pass over all windows. Returns, for each window, three arrays over its scored tokens:
     right (bool), log-probability (float32, nats), and the argmax's lead over the second (float32, logits)."""
     result = []
-    for first in tqdm(range(0, len(windows), batch_size), desc="verifying", unit=" batches", leave=False):
+    for first in progress(range(0, len(windows), batch_size), desc="verifying", unit=" batches"):
         indices = range(first, min(first + batch_size, len(windows)))
         inputs, targets = (torch.from_numpy(array).to(device) for array in windows.rows(indices))
         length = int(windows.length[indices].max()) - 1  # no row is longer
@@ -157,7 +157,7 @@ def figures(windows, passed, tokenizer, size):
 # 3. Writing, many files at once
 
 @torch.inference_mode()
-def recite(model, tokenizer, starts, limits, batch_size, originals=None, progress=None):
+def recite(model, tokenizer, starts, limits, batch_size, originals=None, bar=None):
     """Greedy recital of many documents, one stream each, a stream taking the next document when its own ends.
 
     starts: ids of the window that each is in, opening included. limits: most tokens to write for each. originals: bytes
@@ -189,8 +189,8 @@ def recite(model, tokenizer, starts, limits, batch_size, originals=None, progres
             lost = originals and not originals[row[0]].startswith(bytes(text[:max(0, len(text) - SHOWN)]))
             if ids is None or row[2] >= limits[row[0]] or lost:
                 rows[r] = None
-                if progress:
-                    progress.update()
+                if bar:
+                    bar.update()
             elif piece is None:
                 row[1], streams.lengths[r] = ids, 0
             else:
@@ -220,7 +220,7 @@ def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=Tru
             pending.append((file, original[:at], windows.openings[i].tolist() + ids, original[at:]))
     pending.sort(key=lambda item: -item[0]["tokens"])  # the longest first, so that none is left to run alone
     originals = None if whole or windows is None else [original for *_, original in pending]
-    with tqdm(total=len(pending), desc="reciting", unit=" files", leave=False, disable=not pending) as bar:
+    with progress(total=len(pending), desc="reciting", unit=" files", disable=not pending) as bar:
         rest = recite(model, tokenizer, [ids for _, _, ids, _ in pending],
                       [file["tokens"] + model.config.max_position_embeddings for file, *_ in pending],
                       batch_size, originals, bar)
@@ -283,6 +283,8 @@ def find_data(settings, manifest):
     """The prepared tree that the model was trained on, as load() gives it, or None where none is here.
     Raises UserError where --data names another or a damaged one."""
     folder = find_tree(manifest, settings.data)
+    if folder and not settings.data:
+        print(f"tree: {folder}, which the model learned", file=sys.stderr)
     try:
         return load(folder) if folder else None
     except UserError as error:
@@ -296,7 +298,7 @@ def compare(files, texts, windows, passed, folder):
     """Holds what the model wrote, {path: bytes}, against the entries of the files, and writes it below `folder` unless
     that is "". Returns ([a dict for each file], [paths that must not be written there])."""
     rows, refused = [], []
-    for index, file in enumerate(tqdm(files, desc="comparing", unit=" files", leave=False)):
+    for index, file in enumerate(progress(files, desc="comparing", unit=" files")):
         path, text = file["path"], texts[file["path"]]
         row = {"path": path, "bytes": file["bytes"], "exact": hashlib.sha256(text).hexdigest() == file["sha256"]}
         if windows:
@@ -321,16 +323,14 @@ def main(argv=None):
     if settings.batch_size < 1 or not 0 < settings.floor < 1:
         raise UserError(f"batch_size must be at least 1 and floor between 0 and 1, not {settings.batch_size} and "
                         f"{settings.floor}")
-    started = time.time()
+    started = time.perf_counter()
     folder = Path(settings.model or newest("model"))
     device = find_device(settings.device)
     model, tokenizer, manifest = load_model(folder, device)
 
     if settings.list:
         paths = known_paths(model, tokenizer, settings.floor)
-        for path in sorted(paths):
-            if path.startswith(settings.only or ""):
-                print(path)
+        emit("".join(f"{path}\n" for path in sorted(paths) if path.startswith(settings.only or "")))
         return 0
 
     files = [file for file in manifest["files"] if file["path"].startswith(settings.only or "")]
@@ -358,19 +358,28 @@ def main(argv=None):
             result["control"] = figures(control, examine(model, control, settings.batch_size, device), tokenizer,
                                         sum(file["bytes"] for file in manifest["held_out"]))
             result["control"]["files"] = len(manifest["held_out"])
-    result["seconds"] = round(time.time() - started, 1)
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    news = sys.stderr if settings.json in STDOUT else sys.stdout
     for label, value in table(result):
-        print(f"{label:27} {value}")
+        print(f"{label:27} {value}", file=news)
     if not data:
-        print("(the prepared tree is not at hand: no figure that needs its text)")
+        print("(the prepared tree is not at hand: no figure that needs its text)", file=news)
     if refused:
         print(f"{len(refused)} paths refused: they would lie outside {settings.out}", file=sys.stderr)
-    if settings.json:
-        write_file(settings.json, json.dumps(result | {"rows": rows}, indent=1).encode())
+    report = settings.report or folder / "report.html"
     page = json.dumps(result | {"rows": rows, "log": read_log(folder)}).replace("<", "\\u003c")
-    write_file(folder / "report.html", PAGE.read_text(encoding="utf-8").replace("/*DATA*/null", page).encode())
+    try:
+        write_file(report, PAGE.read_text(encoding="utf-8").replace("/*DATA*/null", page).encode())
+        made = str(report)
+    except UserError as error:
+        if settings.report:
+            raise
+        print(f"warning: {error}; --report names another place", file=sys.stderr)
+        made = "none"
     where = f"; files in {settings.out}/" if not settings.check else ""
-    print(f"{'report':27} {folder}/report.html{where} in {result['seconds']:.0f} s")
+    print(f"{'report':27} {made}{where} in {result['seconds']:.0f} s", file=news)
+    if settings.json:
+        write_result(settings.json, json.dumps(result | {"rows": rows}, indent=1).encode())
     return 0 if result["files_exact"] == len(files) and not refused else 1
 
 

@@ -28,9 +28,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from common import UserError, nearest, parse, remove, run, write_file, write_json
+from common import UserError, nearest, parse, progress, remove, run, write_file, write_json
 from tokenizer import EOS, Tokenizer, compressed_bits
 from windows import opening, quote
 
@@ -69,7 +68,7 @@ def fetch(url, limit):
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
                 size, data = int(response.headers.get("Content-Length") or 0), bytearray()
                 name = url.rsplit("/", 1)[1]
-                with tqdm(total=size or None, unit="B", unit_scale=True, desc=name, leave=False) as bar:
+                with progress(total=size or None, unit="B", unit_scale=True, desc=name) as bar:
                     while chunk := response.read(65536):
                         data += chunk
                         bar.update(len(chunk))
@@ -264,7 +263,7 @@ def licence(files):
 def tokenize(files, tokenizer):
     """(uint16 array of all documents, entries of the manifest), in order of path."""
     tokens, entries, at = [], [], 0
-    for path in tqdm(sorted(files), desc="tokenizing", unit=" files", leave=False):
+    for path in progress(sorted(files), desc="tokenizing", unit=" files"):
         content = files[path]
         ids = opening(tokenizer, path) + tokenizer.encode(content) + [EOS]
         entries.append({"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
@@ -278,7 +277,7 @@ def verify(folder, files, entries):
     """Reads train.bin back from the disk and compares every file. Raises UserError, naming the first that differs."""
     tokenizer = Tokenizer.load(folder)
     tokens = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
-    for entry in tqdm(entries, desc="reading back", unit=" files", leave=False):
+    for entry in progress(entries, desc="reading back", unit=" files"):
         first = entry["first_token"] + len(opening(tokenizer, entry["path"]))
         text = tokenizer.decode(tokens[first:entry["first_token"] + entry["tokens"] - 1].tolist())
         if text != files[entry["path"]]:
@@ -333,7 +332,7 @@ def main(argv=None):
     if not 260 <= settings.vocab_size <= 65536:
         raise UserError(f"--vocab_size must be from 260 (256 bytes, 3 marks and a space) to 65536, "
                         f"not {settings.vocab_size}")
-    started = time.time()
+    started = time.perf_counter()
     name, files, origin = collect(settings)
     tops = sorted({"/".join(path.split("/")[:2]) for path in files})
     if settings.only:
@@ -372,7 +371,7 @@ def main(argv=None):
             ("to be memorized", f"at most {manifest['compressed_bits'] / 1e6:.2f} Mbit (xz -9e)"),
             ("by text alone", f"{left_open:,} next tokens stay open after {CONTEXT} tokens, none after {enough:,}"),
             ("by address", "none stays open: each window opens with its own"),
-            ("written", f"{folder}/ in {time.time() - started:.1f} s")]:
+            ("written", f"{folder}/ in {time.perf_counter() - started:.1f} s")]:
         print(f"{label:16} {value}")
 
 

@@ -10,7 +10,7 @@ A prompt may end anywhere, in the middle of a word too. Text goes on past the mo
 --max_new_tokens 0 to the end of the file however long.
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, nearest, newest, parse, run
+from common import UserError, emit, nearest, newest, parse, run
 
 import dataclasses
 import hashlib
@@ -151,8 +151,7 @@ def prove(model, tokenizer, manifest, name):
     digest, size = hashlib.sha256(), 0
     longest = known[path]["tokens"] + model.config.max_position_embeddings  # a model that errs may never end
     for piece in generate(model, tokenizer, address(path), longest):
-        sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
+        emit(piece)
         digest.update(piece)
         size += len(piece)
     exact = digest.hexdigest() == known[path]["sha256"]
@@ -177,13 +176,11 @@ def main(argv=None):
         if settings.num_samples > 1:
             print(f"--- {number + 1} of {settings.num_samples}", file=sys.stderr)
         generator = torch.Generator().manual_seed(settings.seed + number)
-        sys.stdout.buffer.write(prompt)
+        emit(prompt)
         for piece in generate(model, tokenizer, prompt, settings.max_new_tokens, settings.temperature,
                               settings.top_k, generator):
-            sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
-        sys.stdout.buffer.write(b"\n")
-    sys.stdout.buffer.flush()
+            emit(piece)
+        emit(b"\n")
     return 0
 
 

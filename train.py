@@ -13,13 +13,12 @@ Ctrl-C, SIGTERM or SIGHUP saves and stops; a second one leaves at once.
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
 # first, so that Ctrl-C during the imports below is one line
-from common import UserError, json_digest, lock, memory_size, newest, output_lost, parse, progress, remove, run
-from common import write_json
+from common import UserError, command, json_digest, lock, memory_size, newest, output_lost, parse, progress, remove
+from common import run, write_json
 
 import dataclasses
 import math
 import os
-import shlex
 import signal
 import sys
 import time
@@ -640,7 +639,7 @@ def finish(run, wrong, stop):
         report_errors(out / "errors.jsonl", errors, wrong)
     print(f"done, {state.done}: {state.step:,} steps in {state.seconds / 60:.1f} min; the model is in {out}\n"
           f"SHA-256 of its weights: {sha256}\n"
-          f"try: python sample.py --model {shlex.quote(str(out))} --prompt {run.files[0]['path'].split('/')[0]}/")
+          f"try: {command('sample.py', '--model', out, '--prompt', run.files[0]['path'].split('/')[0] + '/')}")
     return 0
 
 

@@ -103,6 +103,8 @@ def main(argv=None):
     if not training.data:
         raise UserError(f"no tree under data/ is the {corpus['name']} that this model was built from (train.bin of "
                         f"SHA-256 {corpus['train_bin_sha256'][:16]}…); run prepare.py as it was run then")
+    if not settings.data:
+        print(f"tree: {training.data}, which the model learned", file=sys.stderr)
     training.fresh = not is_unfinished(out, record)
     if len(record["built_by"]) > 1:
         print(f"{folder} was built in {len(record['built_by'])} turns in different surroundings; the weights may "

@@ -13,17 +13,17 @@ from conftest import ROOT, refused, script
 
 import bench
 from checkpoint import read_tensors
-from common import read_json, write_json
-from extract import known_paths, recite, safe_path
+from common import UserError, read_json, write_json
+from extract import known_paths, main, recite, safe_path
 from model import Llama
 from tokenizer import Tokenizer
 from train import find_dtype
 from windows import IGNORE, Windows, load, opening, unquote
 
 
-def page_data(folder):
+def page_data(folder, name="report.html"):
     """What the page's script reads, and that the page parses."""
-    html = (folder / "report.html").read_text()
+    html = (folder / name).read_text()
     HTMLParser().feed(html)
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", html), "self-contained"
     return json.loads(re.search(r"^const data = (.*);$", html, re.M)[1])
@@ -191,6 +191,35 @@ def test_untrained_model(work):
     assert data["files_exact"] <= 1 and data["learned"]["accuracy"] < 0.05
     assert len(data["rows"]) == data["files"] and all(0 <= row["right"] <= 1 for row in data["rows"])
     assert script("extract.py", "--model=out/raw", "--list", cwd=work).returncode == 0
+
+
+def test_a_model_folder_that_takes_no_report(learned, tmp_path, monkeypatch, capsysbinary):
+    """A warning and the true status; --report names another place, --json - has the figures alone."""
+    shutil.copytree(learned / "out/tiny", tmp_path / "m")
+    (tmp_path / "m/report.html").unlink(missing_ok=True)
+    (tmp_path / "m/report.html").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["--model=m", "--check", "--only", "tiny/COPYING", "tiny/scanner.py"]
+
+    assert main(words) == 0
+    out, err = capsysbinary.readouterr()
+    assert b"files exact                 2 of 2" in out and b"report                      none in " in out
+    said = err.decode().splitlines()[-1]
+    assert said.startswith("warning: cannot write m/report.html (") and "Is a directory; --report" in said
+    assert main([*words, "--report=there/r.html", "--json", "-"]) == 0
+    out, err = capsysbinary.readouterr()
+    assert json.loads(out)["files_exact"] == 2 and b"files exact " in err and b"warning" not in err
+    assert page_data(tmp_path / "there", "r.html")["files_exact"] == 2
+
+    for option in ("--report=m", "--json=m"):
+        with pytest.raises(UserError, match="cannot write m "):
+            main([*words, option])
+        assert b"files exact " in capsysbinary.readouterr().out, "nothing is lost"
+    manifest = read_json(tmp_path / "m/manifest.json")
+    for file in manifest["files"]:
+        file["sha256"] = "0" * 64
+    write_json(tmp_path / "m/manifest.json", manifest)
+    assert main(words) == 1
 
 
 def test_check_writes_no_files_and_says_the_same(work, half, measured, tmp_path):

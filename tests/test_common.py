@@ -1,0 +1,436 @@
+"""What all scripts share, on the systems and file systems, and with the outputs, that people have."""
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import importlib
+import inspect
+import io
+import os
+import pty
+import re
+import runpy
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import termios
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+import common
+from common import UserError
+
+
+def python(code, *words, cwd, **options):
+    """Runs Python code in a process of its own; returns the finished process, output as bytes."""
+    return subprocess.run([sys.executable, "-c", code, *map(str, words)], cwd=cwd, capture_output=True, timeout=300,
+                          **options)
+
+
+WINDOWS = f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+sys.modules["fcntl"] = sys.modules["resource"] = sys.modules["termios"] = None
+del os.sysconf, os.getuid, signal.SIGHUP
+def files_only(path, *more, open=os.open, **options):
+    if os.path.isdir(path):
+        raise PermissionError(13, "Permission denied", path)
+    return open(path, *more, **options)
+os.open = files_only
+for words in sys.argv[1:]:
+    sys.argv = words.split()
+    try:
+        runpy.run_path(os.path.join({str(ROOT)!r}, sys.argv[0]), run_name="__main__")
+    except SystemExit as end:
+        print("ended with", end.code, *sys.argv)
+"""
+
+
+def test_without_what_windows_lacks(learned, tree):
+    """Every script, start to end, in one process that has no fcntl, sysconf, SIGHUP and opens no folders."""
+    scripts = [f"prepare.py --source {tree} --vocab_size 700 --out data/again",
+               "train.py configs/tiny.py --data data/again --max_steps 2 --out out/again", "sample.py --model out/again",
+               "extract.py --model out/again --check --data data/again", "verify.py --model out/again --data data/again"]
+    done = python(WINDOWS, *scripts, cwd=learned)
+    ended = [line.split()[2] for line in done.stdout.decode().splitlines() if line.startswith("ended with")]
+    assert ended == ["0", "0", "0", "1", "0"], done.stdout.decode() + done.stderr.decode()
+    assert b"Traceback" not in done.stderr
+
+
+def test_memory(monkeypatch):
+    with open("/proc/meminfo") as file:
+        assert common.memory_size() == pytest.approx(1024 * int(file.readline().split()[1]), rel=0.01)
+    monkeypatch.delattr(os, "sysconf")
+    assert common.memory_size() is None
+
+    def answer(status):
+        assert status[0] == ctypes.sizeof(status) == 64
+        status[1] = 3 * 2**30
+        return 1
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=answer)),
+                        raising=False)
+    assert common.memory_size() == 3 * 2**30
+
+
+def test_lock(tmp_path):
+    """Kept from others while it is held, and left when its process is killed."""
+    hold = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common, pathlib\n" \
+           "held = common.lock(pathlib.Path('run')); print('held', flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", hold], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match="another run is writing"):
+        common.lock(tmp_path / "run")
+    holder.kill()
+    holder.communicate()
+    (tmp_path / "run/.part.left").touch()
+    common.lock(tmp_path / "run").close()
+    assert os.listdir(tmp_path / "run") == [".lock"]
+
+
+def write_under(umask, path, data=b"x"):
+    """write_file in a process of its own, with that umask; returns the file's mode."""
+    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import common; os.umask({umask})\n" \
+           "os.chmod = os.fchmod = None  # as if every chmod failed\ncommon.write_file(sys.argv[1], b'x')"
+    done = python(code, path, cwd=path.parent)
+    assert done.returncode == 0, done.stderr.decode()
+    return path.stat().st_mode & 0o777
+
+
+@pytest.mark.parametrize("umask, mode", [(0o077, 0o600), (0o002, 0o664), (0o022, 0o644)])
+def test_the_umask_decides_a_files_mode(tmp_path, umask, mode):
+    """Of a new file and of one that takes another's place."""
+    assert write_under(umask, tmp_path / "a") == mode
+    (tmp_path / "a").chmod(0o640)
+    assert write_under(umask, tmp_path / "a") == mode
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("file", "not yet"):
+        (tmp_path / "link").symlink_to(f"there/{name}")
+        (tmp_path / "chain").symlink_to("link")
+        (tmp_path / "there/file").write_bytes(b"old")
+        with open(tmp_path / "there/file", "rb") as reader:
+            common.write_file(tmp_path / "chain", b"new")
+            assert reader.read() == b"old", "replaced whole"
+        assert (tmp_path / "chain").is_symlink() and (tmp_path / "link").is_symlink()
+        assert (tmp_path / "there" / name).read_bytes() == b"new" and not list(tmp_path.rglob(".part.*"))
+        (tmp_path / "link").unlink()
+        (tmp_path / "chain").unlink()
+
+
+def test_what_is_no_regular_file_is_written_through(tmp_path, monkeypatch):
+    common.write_file(os.devnull, b"x" * 100_000)
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode), "also as root"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to the pipe").symlink_to("pipe")
+    for name in ("pipe", "to the pipe"):
+        reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+        common.write_file(tmp_path / name, b"through")
+        assert reader.communicate()[0] == b"through" and stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for path, said in [("/dev/full", "No space left"), (tmp_path, "directory"), (tmp_path / "loop", "symbolic links"),
+                       (tmp_path / "file/below", "File exists"), ("/proc/self/x", "No such file"), ("", "director")]:
+        with pytest.raises(UserError, match=said) as caught:
+            common.write_file(path, b"x")
+        assert "cannot write" in str(caught.value)
+    assert not list(tmp_path.rglob(".part.*"))
+
+
+def test_the_descriptors_own_names(tmp_path):
+    """Standard output by its names, into a pipe and into a file, which keeps what was written before."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common\nprint('before')\n" \
+           "common.write_file(sys.argv[1], b'data\\n'); print('behind')"
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    for path in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", tmp_path / "link", tmp_path / "log"):
+        assert path == tmp_path / "log" or python(code, path, cwd=tmp_path).stdout == b"before\ndata\nbehind\n"
+        with open(tmp_path / "log", "wb") as log:
+            subprocess.run([sys.executable, "-c", code, path], stdout=log, check=True)
+        assert (tmp_path / "log").read_bytes() == b"before\ndata\nbehind\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_file_systems_without_lock_or_sync(tmp_path, monkeypatch, capsys, number):
+    """One warning of each kind, and on."""
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    common.warn_once.cache_clear()
+    for _ in range(3):
+        common.lock(tmp_path / "run").close()
+        common.write_file(tmp_path / "run/file", b"x")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(os.strerror(number) in line for line in said), said
+    assert (tmp_path / "run/file").read_bytes() == b"x"
+
+
+def test_folders_that_cannot_be_opened_and_disks_that_fail(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.EACCES, "Permission denied")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+    common.warn_once.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        common.write_file(tmp_path / "file", b"x")
+        common.write_file(tmp_path / "file", b"y")
+    assert capsys.readouterr().err.count("\n") == 1 and (tmp_path / "file").read_bytes() == b"y"
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="Input/output error"):
+        common.write_file(tmp_path / "file", b"z")
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"y"
+
+
+NEWS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import common
+def main():
+    for i in range(3000):
+        print("news", i)
+        print("bar", i, file=sys.stderr)
+    common.write_file("saved", repr(common.output_lost()).encode())
+    return 3
+common.run(main)
+"""
+RESULT = NEWS[:NEWS.index("def main")] + """
+def main():
+    for i in range(3000):
+        common.emit(b"result")
+    common.write_file("saved", b"")
+common.run(main)
+"""
+
+
+def gone():
+    """The writing end of a pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def ended(command, cwd, stdout, stderr=subprocess.PIPE):
+    """(status, stderr) of a command whose stdout and stderr are "gone", "full", "closed" or a pipe that is read."""
+    closed = [number for number, stream in ((1, stdout), (2, stderr)) if stream == "closed"]
+    make = {"gone": gone, "full": lambda: os.open("/dev/full", os.O_WRONLY), "closed": lambda: None}
+    streams = [make[stream]() if stream in make else stream for stream in (stdout, stderr)]
+    process = subprocess.Popen(command, cwd=cwd, stdout=streams[0], stderr=streams[1],
+                               preexec_fn=lambda: [os.close(number) for number in closed])
+    for stream in streams:
+        if stream not in (None, subprocess.PIPE):
+            os.close(stream)
+    _, err = process.communicate(timeout=300)
+    return process.returncode, (err or b"").decode()
+
+
+READ = subprocess.PIPE
+
+
+@pytest.mark.parametrize("stdout, stderr", [
+    (READ, READ), ("gone", READ), ("full", READ), ("closed", READ), (READ, "gone"), (READ, "full"), (READ, "closed"),
+    ("gone", "gone"), ("full", "full"), ("closed", "closed")])
+def test_news_that_cannot_be_written(tmp_path, stdout, stderr):
+    """All is done, its status is the true one, and a full disk alone is told."""
+    status, err = ended([sys.executable, "-c", NEWS], tmp_path, stdout, stderr)
+    assert status == 3 and (tmp_path / "saved").read_text() == str("gone" in (stdout, stderr))
+    lines = [line for line in err.splitlines() if not line.startswith("bar ")]
+    full = ["-c: some output is lost: [Errno 28] No space left on device"]
+    assert lines == (full if stdout == "full" and stderr == READ else [])
+
+
+@pytest.mark.parametrize("stdout, status, said", [
+    ("gone", 141, []), ("full", 2, ["-c: cannot write standard output: No space left on device"]),
+    ("closed", 2, ["-c: cannot write standard output: Bad file descriptor"])])
+def test_results_that_cannot_be_written(tmp_path, stdout, status, said):
+    for stderr in (READ, "closed", "gone"):
+        found, err = ended([sys.executable, "-c", RESULT], tmp_path, stdout, stderr)
+        assert found == status and err.splitlines() == (said if stderr == READ else [])
+    assert not (tmp_path / "saved").exists()
+
+
+def test_scripts_whose_output_cannot_be_written(learned, tmp_path):
+    def start(*words):
+        return [sys.executable, ROOT / words[0], *words[1:]]
+    sample, extract = start("sample.py", "--file=tiny/decoder.py"), start("extract.py", "--check", "--model=out/tiny")
+    assert ended([*sample, "--model=out/tiny"], learned, "gone") == (141, "")
+    status, err = ended(sample, learned, "full")
+    assert status == 2 and err.splitlines()[-1] == "sample.py: cannot write standard output: No space left on device"
+    assert ended(extract, learned, "gone", "gone") == (0, "")
+    assert ended([*extract, "--list"], learned, "gone") == (141, "")
+    assert ended(start("prepare.py", "--help"), learned, "gone") == (141, "")
+
+
+class Notebook(io.TextIOBase):
+    """A notebook's stdout: text alone, no descriptor, nothing to reconfigure."""
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text.encode().decode()  # it goes out as JSON
+        return len(text)
+
+    def fileno(self):
+        raise io.UnsupportedOperation("fileno")
+
+
+def test_in_a_notebook(learned, monkeypatch):
+    """Each script as `%run` starts it: output appears, bytes in pieces too, and the streams stay."""
+    monkeypatch.chdir(learned)
+    (learned / "configs/tiny_again.py").write_text((learned / "configs/tiny.py").read_text() + "max_steps = 2\n")
+    monkeypatch.setattr(common, "NOTEBOOK", True)
+    turns = [
+        ("sample.py --model=out/tiny --file=tiny/odd/utf8.txt", 0, "Größe 漢字"), ("sample.py --help", 0, "--prompt"),
+        ("sample.py --model=nowhere", 2, "sample.py: "), ("extract.py --model=out/tiny --check", 0, "files exact"),
+        ("extract.py --model=out/tiny --list", 0, "tiny/decoder.py"),
+        ("train.py configs/tiny_again.py --out='out/my run'", 0, "done,"),
+        ("verify.py --model='out/my run'", 0, "equal: ")]
+    for words, status, said in turns:
+        streams, handlers = (Notebook(), Notebook()), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        monkeypatch.setattr(sys, "argv", shlex.split(words))
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+        assert end.value.code == status and said in streams[status == 2].text, (words, streams[1].text)
+        assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        if "try: " in streams[0].text:  # what it says can be pasted
+            command = streams[0].text.split("try: ")[1].splitlines()[0]
+            assert command.startswith(f"python {ROOT}/sample.py ")
+            turns.append((command.removeprefix("python "), 0, "tiny/"))
+
+
+def test_a_stream_that_knows_no_half_characters():
+    stream = Notebook()
+    output = common.Output(stream)
+    for byte in "漢\n".encode() + b"\xff\n":
+        output.emit(bytes([byte]))
+    output.write("a\udcffb")
+    assert stream.text == "漢\n\\xff\na\\udcffb" and not output.lost and not output.isatty()
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "sample", "extract", "verify", "bench"])
+def test_help_without_docstrings_and_without_source(name, monkeypatch):
+    module = importlib.import_module(name)
+    plain = common._help(module.Settings, module.__doc__)
+    fields = [field.name for field in dataclasses.fields(module.Settings)]
+    assert all(f"  --{field}" in plain for field in fields) and len(plain.splitlines()) > 2 * len(fields) + 5
+    assert common._help(module.Settings, None) == plain, "as under -OO"
+
+    def fail(_):
+        raise OSError("could not get source code")
+    monkeypatch.setattr(inspect, "getsource", fail)
+    assert all(f"  --{field}" in common._help(module.Settings, None) for field in fields)
+
+
+def test_help_as_python_optimizes(tmp_path):
+    helps = [subprocess.run([sys.executable, *words, ROOT / "prepare.py", "--help"], capture_output=True, check=True,
+                            cwd=tmp_path).stdout for words in ([], ["-OO"])]
+    assert helps[0] == helps[1] and b"most 65536" in helps[0]
+
+
+def test_configs_from_another_folder(tmp_path, monkeypatch):
+    """Those beside the scripts are found too, behind those of the working folder, and listed."""
+    monkeypatch.chdir(tmp_path)
+    assert common.read_config("configs/quick.py")["train_bytes"] == 150_000
+    with pytest.raises(UserError, match=re.escape("there are: configs/memorize.py, configs/quick.py")):
+        common.read_config("quick.py")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/quick.py").write_text("seed = 3")
+    (tmp_path / "configs/mine.py").write_text("")
+    assert common.read_config("configs/quick.py") == {"seed": 3}
+    assert common.find_configs() == ["configs/memorize.py", "configs/mine.py", "configs/quick.py"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_config_files_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "c.py").write_bytes('"""Größe."""\r\nhidden_size = 32\r\ndata = "ä"\r\n'.encode(encoding))
+    assert common.read_config(tmp_path / "c.py") == {"hidden_size": 32, "data": "ä"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
+def test_config_files_in_another_encoding(tmp_path, encoding):
+    (tmp_path / "c.py").write_bytes('data = "ä"\n'.encode(encoding))
+    with pytest.raises(UserError, match="is not a config file: [^\n]*$"):
+        common.read_config(tmp_path / "c.py")
+
+
+def test_what_was_taken_is_said(tmp_path, monkeypatch, capsys):
+    """Of several, the newest, also where a copy has a new time."""
+    monkeypatch.chdir(tmp_path)
+    for what, at, said in [("model", "out/{}/model.safetensors", "train.py configs/quick.py"),
+                           ("prepared tree", "data/{}/manifest.json", "prepare.py")]:
+        with pytest.raises(UserError, match=f"no {what} here yet: run `python {ROOT}/{said}` first"):
+            common.newest(what)
+        for i, name in enumerate(["one", "two", "my copy"]):
+            path = tmp_path / at.format(name)
+            path.parent.mkdir(parents=True)
+            path.touch()
+            os.utime(path, (i, i))
+            assert common.newest(what) == path.parent.relative_to(tmp_path)
+            short, took = what.split()[-1], f"the newest of {i + 1}" if i else "the only one"
+            assert capsys.readouterr().err == f"{short}: {at.split('/')[0]}/{name}, {took}\n"
+    monkeypatch.setenv("RANK", "1")
+    assert common.newest("model").name == "my copy" and capsys.readouterr().err == "", "another process talks"
+
+
+def test_commands_can_be_pasted(monkeypatch, tmp_path):
+    words = ["sample.py", "--model", tmp_path / "my run; $(x) 'y'", "--prompt", ""]
+    for folder, script in [(ROOT, "sample.py"), (tmp_path, str(ROOT / "sample.py"))]:
+        monkeypatch.chdir(folder)
+        assert shlex.split(common.command(*words)) == ["python", script, *map(str, words[1:])]
+
+
+@pytest.mark.parametrize("items, options, seconds, said", [
+    (range(30), {"unit": " files"}, 10, ["reciting 10% (3/30 files), 4:30 left", "reciting 20% (6/30 files), 4:00 left"]),
+    (range(30), {"unit": " files"}, 100, ["reciting 10% (3/30 files), 45:00 left", "reciting 20% (6/30 files), 40:00 left"]),
+    (range(1000), {}, 1, ["reciting 10% (100/1,000), 15:00 left", "reciting 20% (200/1,000), 13:20 left"]),
+    (iter(range(99)), {"unit": "B", "unit_scale": True}, 31, ["reciting 1.00 B", "reciting 2.00 B"]),
+    (range(20), {"initial": 10, "total": 30}, 15, ["reciting 43% (13/30), 4:15 left", "reciting 53% (16/30), 3:30 left"]),
+    (range(3), {}, 9, []), (range(99), {"disable": True}, 99, []), ([], {}, 99, [])])
+def test_progress_into_a_log(monkeypatch, capsys, items, options, seconds, said):
+    """A line once 30 s and a tenth have passed."""
+    clock = SimpleNamespace(now=0)
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for _ in common.progress(items, desc="reciting", **options):
+        clock.now += seconds
+    assert capsys.readouterr().err.replace(" 0", " ").splitlines()[:2] == said
+
+
+def test_progress_moved_by_hand(monkeypatch, capsys):
+    clock = SimpleNamespace(now=0)
+    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    bar = common.progress(total=100, desc="quick", unit="step", smoothing=0.05, bar_format="{desc}")
+    for step in range(0, 60, 20):
+        clock.now += 3600
+        bar.set_postfix_str(f" loss {step}", refresh=False)
+        bar.update(20)
+    bar.set_description("more")
+    bar.total, clock.now = 200, clock.now + 1
+    bar.update(100)
+    assert capsys.readouterr().err.splitlines() == [
+        "quick 20% (20/100 step), 4:00:00 left, loss 0", "quick 40% (40/100 step), 3:00:00 left, loss 20",
+        "quick 60% (60/100 step), 2:00:00 left, loss 40"]
+
+
+@pytest.mark.parametrize("disable, bars", [("", True), ("0", True), ("1", False), ("true", False)])
+def test_progress_on_a_terminal(tmp_path, disable, bars):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common\n" \
+           "common.run(lambda: [None for _ in common.progress(range(3), desc='reciting')] and 0)"
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=os.environ | {"TQDM_DISABLE": disable})
+    os.set_blocking(ours, False)
+    try:
+        said = os.read(ours, 10_000)
+    except BlockingIOError:
+        said = b""
+    os.close(ours)
+    os.close(theirs)
+    assert done.returncode == 0 and (b"reciting" in said and b"|" in said) == bars and (bars or not said)

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from device import find_device, find_dtype, mixed
 from extract import recite
 from model import Llama, LlamaConfig
+from optim import make_optimizers, update
 from sample import generate, load_model
 from tokenizer import BOS, EOS, Tokenizer
-from train import Objective, check, check_memory, make_optimizers, model_config, update
+from train import Objective, check, check_memory, model_config
 from train import Settings as Training
 from windows import IGNORE, Windows, address, load, opening
 
@@ -60,7 +61,7 @@ def synchronize(device):
 def our_step(training, config, device, dtype):
     """A function that makes one training step as train.py does."""
     model = Llama(config, torch.Generator().manual_seed(0)).to(device)
-    optimizers = make_optimizers(model, training)
+    optimizers = make_optimizers(model, training, dtype)
     objective = Objective(model, dtype)
     objective.compile(dynamic=False)
     inputs, targets = random_tokens(config, training.batch_size, device)

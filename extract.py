@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from checkpoint import read_log
 from device import find_device
 from sample import load_model
 from streams import Streams

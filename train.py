@@ -254,7 +254,8 @@ def find_data(settings, out):
         raise UserError(f"{out} holds a run on {meta['corpus']['name']} (train.bin of SHA-256 "
                         f"{meta['corpus']['train_bin_sha256'][:16]}…), which is not under data/: prepare that tree "
                         f"again, or name another --out")
-    print(f"{out} goes on with its own tree, {folder}", file=sys.stderr)
+    if processes.rank() == 0:
+        print(f"tree: {folder}, which the run in {out} learns", file=sys.stderr)
     return Path(folder)
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import read_tensors
-from device import find_device, find_dtype
+from checkpoint import read_log, read_tensors
+from device import find_device, find_dtype, surroundings
 from train import Settings as Training
-from train import check, read_log, surroundings, train
+from train import check, train
 from windows import CORPUS, find_tree
 
 
@@ -97,7 +97,7 @@ def main(argv=None):
     check(training)
     device, there = find_device(training.device), record["built_by"][-1]
     torch.set_num_threads(there["threads"])
-    here = surroundings(training, device, find_dtype(training.dtype, device))
+    here = surroundings(device, find_dtype(training.dtype, device), training.compile)
     corpus = record["corpus"]
     training.data = find_tree(corpus, settings.data)
     if not training.data:

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,16 @@ import pytest
 import torch
 from conftest import ROOT, refused, script
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
 from checkpoint import read_tensors, write_tensors
 from common import parse
 from model import Llama, LlamaConfig
-from muon import Muon
-from train import Objective, lr_scale, make_optimizers
+from device import find_dtype, has_bfloat16, warn_if_emulated
+from optim import Muon, make_optimizers, update
+from sampler import Sampler
+from train import Objective, lr_scale
 from windows import IGNORE
 
 
@@ -35,6 +39,7 @@ def test_learns_every_token(learned, contents):
     first, *rest = log_of(learned / "out/tiny")
     assert first["settings"]["hidden_size"] == 64
     assert first["environment"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert first["environment"]["dtype"] == "float32"
     assert first["parameters"] == Llama.from_pretrained(learned / "out/tiny").config.num_parameters
     assert [line["step"] for line in rest] == sorted({line["step"] for line in rest})
     assert rest[0]["accuracy"] < rest[-1]["accuracy"] == 1 and rest[-1]["wrong"] == 0
@@ -49,28 +54,111 @@ def test_a_finished_run_is_left_alone(learned):
     assert (learned / "out/tiny/model.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("number, budget", [(signal.SIGTERM, ["--max_steps=60"]), (signal.SIGINT, [
-    "--max_steps=30", "--mend_steps=30", "--unaddressed=0.1"])])
-def test_stopped_and_run_again_is_as_if_never_stopped(work, number, budget):
-    """In the schedule, and while errors are mended behind it."""
-    options = [*budget, "--eval_every=30", "--checkpoint_every=1000"]
-    whole, name = f"out/whole-{number}", f"out/stopped-{number}"
-    assert run(work, *options, f"--out={whole}").returncode == 0
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *options, f"--out={name}"],
-                               cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while len(log_of(work / name) if (work / name / "log.jsonl").exists() else []) < 2:  # until the first evaluation
+def interrupt(cwd, out, signals, *options):
+    """Starts a run and sends it the signals, one after another, once it has looked for the first time; returns its
+    status and what it printed on both streams."""
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *options, f"--out={out}"], cwd=cwd,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while len(log_of(cwd / out) if (cwd / out / "log.jsonl").exists() else []) < 2:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(number)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and b"goes on from here" in out
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.02)
+    said, _ = process.communicate(timeout=60)
+    return process.returncode, said.decode()
+
+
+@pytest.fixture(scope="module")
+def whole(work):
+    """A run that looks after each step, so that a signal mostly comes while it looks; and begins to mend half-way."""
+    options = ["--max_steps=30", "--mend_steps=30", "--unaddressed=0.1", "--eval_every=1", "--checkpoint_every=1000"]
+    assert run(work, *options, "--out=out/whole").returncode == 0
+    return options, log_of(work / "out/whole"), load_file(work / "out/whole/model.safetensors")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_stopped_and_run_again_is_as_if_never_stopped(work, whole, number):
+    options, log, weights = whole
+    name = f"out/stopped-{number}"
+    status, said = interrupt(work, name, [number], *options)
+    assert status == 128 + number and "stopping, saving" in said and "goes on from here" in said
     Llama.from_pretrained(work / name)
-    stopped = int(re.search(rb"stopped at step (\d+) of 60,", out)[1])
-    assert 30 <= stopped < 60
+    stopped = int(re.search(r"stopped at step (\d+) of", said)[1])
     again = run(work, *options, f"--out={name}")
     assert again.returncode == 0 and f"going on at step {stopped}".encode() in again.stdout
-    one, other = (load_file(work / folder / "model.safetensors") for folder in (whole, name))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    same = ("step", "wrong", "bits_per_byte", "lr")
+    assert [[line[key] for key in same] for line in log_of(work / name) if "wrong" in line] == [
+        [line[key] for key in same] for line in log[1:]], "no pass is left out, none is made twice"
+    mine = load_file(work / name / "model.safetensors")
+    assert all(torch.equal(mine[key], weights[key]) for key in weights)
+
+
+def test_a_second_signal_leaves_at_once(work, whole):
+    """And the state saved before is whole."""
+    status, said = interrupt(work, "out/twice", [signal.SIGINT, signal.SIGINT], *whole[0], "--checkpoint_every=1")
+    assert status == 130 and "Traceback" not in said
+    again = run(work, *whole[0], "--checkpoint_every=1", "--out=out/twice")
+    assert again.returncode == 0 and b"going on at step" in again.stdout, again.stderr.decode()
+
+
+def test_output_that_nobody_reads_loses_no_run(work, whole):
+    """As with `2>&1 | head`: the run saves, and ends as such programs do."""
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *whole[0], "--out=out/unread"],
+                               cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while b"step " not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    again = run(work, *whole[0], "--out=out/unread")
+    assert again.returncode == 0 and b"going on at step" in again.stdout, again.stderr.decode()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, ROOT / "train.py", "configs/tiny.py", "--max_steps=2", "--out=out/full"],
+                              cwd=work, stdout=full, stderr=full, timeout=60)
+    assert done.returncode == 0 and Llama.from_pretrained(work / "out/full")
+
+
+def test_a_run_goes_on_with_its_own_tree(work, tree, tmp_path):
+    """Though another one was prepared since; and is never advised to start over."""
+    shutil.copytree(work / "data", tmp_path / "data")
+    shutil.copytree(work / "configs", tmp_path / "configs")
+    assert run(tmp_path, "--max_steps=2", "--target_accuracy=0").returncode == 0
+    other = script("prepare.py", "--source", tree / "odd", "--vocab_size=300", cwd=tmp_path)
+    assert other.returncode == 0, other.stderr.decode()
+    (tmp_path / "out/tiny/model.safetensors").unlink()
+    done = run(tmp_path, "--max_steps=2", "--target_accuracy=0")
+    assert done.returncode == 0 and b"tree: data/tiny-1.0" in done.stderr, done.stderr.decode()
+    named = run(tmp_path, "--max_steps=2", "--data=data/odd")
+    refused(named, "another tree, tiny-1.0", "leave --data out")
+    assert b"fresh" not in named.stderr
+    shutil.rmtree(tmp_path / "data/tiny-1.0")
+    refused(run(tmp_path, "--max_steps=2"), "tiny-1.0", "prepare that tree again")
+
+
+def test_a_model_does_not_overwrite_a_tree(work):
+    before = (work / "data/tiny-1.0/manifest.json").read_bytes()
+    refused(run(work, "--out=data/tiny-1.0"), "data/tiny-1.0", "prepared tree", "--out")
+    assert (work / "data/tiny-1.0/manifest.json").read_bytes() == before
+
+
+def test_a_cache_that_cannot_be_written(work):
+    refused(script("train.py", "configs/tiny.py", "--max_steps=1", "--out=out/cache", cwd=work, env=os.environ | {
+        "TORCHINDUCTOR_CACHE_DIR": "/proc/x"}), "/proc/x", "TORCHINDUCTOR_CACHE_DIR")
+
+
+def test_a_path_that_fills_a_window(work, tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "long-1.0", symlinks=True)
+    path = "/".join("abcdefgh" for _ in range(20)) + "/x.c"
+    (tmp_path / "long-1.0" / path).parent.mkdir(parents=True)
+    (tmp_path / "long-1.0" / path).write_text("int x;\n")
+    (tmp_path / "configs").symlink_to(work / "configs")
+    assert script("prepare.py", "--source=long-1.0", "--vocab_size=400", cwd=tmp_path).returncode == 0
+    refused(run(tmp_path, "--max_steps=1"), path, "--skip_long_paths")
+    done = run(tmp_path, "--max_steps=1", "--skip_long_paths")
+    assert done.returncode == 0 and f"left out: long/{path}".encode() in done.stderr, done.stderr.decode()
+    files = json.loads((tmp_path / "out/tiny/manifest.json").read_text())["files"]
+    whole = json.loads((tmp_path / "data/long-1.0/manifest.json").read_text())["files"]
+    assert len(files) == len(whole) - 1
 
 
 def test_mending_comes_behind_the_budget(work):
@@ -174,47 +262,98 @@ def test_schedule():
     assert mending[0] == train.MEND_RATE and mending[50] == train.MEND_RATE / 2 and mending[100] == 0
 
 
-def draw(sampler, batches, hard=1):
+def draw(sampler, batches, hard=1, review=train.REVIEW):
     """That many batches of 8, each told to hold `hard` hard tokens a row."""
-    drawn = [sampler.draw(8) for _ in range(batches)]
+    drawn = [sampler.draw(8, review) for _ in range(batches)]
     for indices in drawn:
-        sampler.tell(indices, torch.full((8,), hard))
+        sampler.note(indices, torch.full((8,), hard))
     return np.concatenate(drawn)
 
 
 def test_epochs_visit_every_row_once():
-    rows = draw(train.Sampler(30, 30, seed=7), 15)
+    rows = draw(Sampler(30, 30, seed=7), 15)
     for epoch in range(4):
         assert sorted(rows[30 * epoch:30 * epoch + 30]) == list(range(30))
-    assert (draw(train.Sampler(30, 30, seed=7), 15) == rows).all()
-    assert (draw(train.Sampler(30, 30, seed=8), 15) != rows).any()
-    assert len(train.Sampler(3, 3, seed=7).draw(8)) == 8, "a batch of several epochs"
+    assert (draw(Sampler(30, 30, seed=7), 15) == rows).all()
+    assert (draw(Sampler(30, 30, seed=8), 15) != rows).any()
+    assert len(Sampler(3, 3, seed=7).draw(8, train.REVIEW)) == 8, "a batch of several epochs"
 
 
 def test_rows_without_hard_tokens_come_once_in_four_epochs():
-    sampler = train.Sampler(rows=40, windows=32, seed=7)
+    sampler = Sampler(rows=40, windows=32, seed=7)
     draw(sampler, 5, hard=0)
     visits = np.bincount(draw(sampler, 2 * (4 * 8 + 4 * 8) // 8, hard=0), minlength=40)  # eight epochs
     assert (visits[:32] == 2).all() and (visits[32:] == 8).all(), "rows that are drawn anew always come"
-    sampler.tell(np.array([5]), torch.tensor([3]))
+    sampler.note(np.array([5]), torch.tensor([3]))
     assert 5 in draw(sampler, 2, hard=0), "what was forgotten comes again in the next epoch"
 
 
 def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen():
-    sampler, wrong = train.Sampler(rows=40, windows=32, seed=7), np.zeros(32, dtype=np.int64)
+    sampler, wrong = Sampler(rows=40, windows=32, seed=7), np.zeros(32, dtype=np.int64)
     draw(sampler, 3)
     wrong[5] = 2
-    sampler.mend(wrong)
+    sampler.restart(wrong)
     drawn = np.concatenate([sampler.draw(3, train.MEND_REVIEW) for _ in range(16)])  # epochs of two or three
     visits = np.bincount(drawn)
     assert len(visits) == 32 and visits[5] >= 15 and (np.delete(visits, 5) <= 2).all()
-    sampler.tell(np.array([5]), torch.tensor([0]))
-    sampler.settle()
+    sampler.note(np.array([5]), torch.tensor([0]))
+    sampler.update()
     assert sampler.hard.sum() == 0 and wrong[5] == 2, "what was given stays as it was"
 
 
+def tiny_model():
+    return Llama(LlamaConfig(300, 32, 64, 2, 2, 2, 32, True), torch.Generator().manual_seed(0))
+
+
+class Products(TorchDispatchMode):
+    """Notes the formats in which matrices are multiplied."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.baddbmm):
+            self.formats.add(args[0].dtype)
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_product_of_a_step_is_emulated():
+    """A processor without instructions for bfloat16 takes 30 times as long in it as in float32."""
+    device = torch.device("cpu")
+    dtype = find_dtype("auto", device)
+    model = tiny_model()
+    optimizers = make_optimizers(model, train.Settings(), dtype)
+    tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
+    fast = {torch.float32, torch.bfloat16} if has_bfloat16(device) else {torch.float32}
+    for work in (lambda: Objective(model, dtype)(tokens, tokens, torch.ones(2, 32), torch.tensor(64.0))[0].backward(),
+                 lambda: update(optimizers, 0.1)):
+        with Products() as products:
+            products.formats = set()
+            work()
+        assert products.formats and products.formats <= fast
+
+
+def test_an_emulated_format_is_warned_of(capsys):
+    warn_if_emulated(torch.float32, torch.device("cpu"))
+    assert capsys.readouterr().err == ""
+    warn_if_emulated(torch.bfloat16, torch.device("mps"))
+    assert "emulates" in capsys.readouterr().err
+
+
+def test_focal_loss():
+    """Each token's nats by (1 + g) * (1 - p) ** g, without gradient through p."""
+    model = tiny_model()
+    tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
+    batch = tokens, tokens.roll(-1, 1), torch.ones(2, 32), torch.tensor(64.0)
+    p = torch.softmax(model(tokens), -1).gather(-1, batch[1][..., None])[..., 0]
+    loss, _ = Objective(model, torch.float32, focal=2.0)(*batch)
+    assert loss.item() == pytest.approx((-p.log() * 3 * (1 - p) ** 2).mean().item(), rel=1e-5)
+    (-p.log() * 3 * (1 - p.detach()) ** 2).mean().backward()
+    expected = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    loss.backward()
+    torch.testing.assert_close(model.lm_head.weight.grad, expected)
+
+
 def test_loss_is_the_mean_over_what_is_scored():
-    model = Llama(LlamaConfig(300, 32, 64, 1, 2, 2, 32, True), torch.Generator().manual_seed(0))
+    model = tiny_model()
     tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
     targets = tokens.roll(-1, 1)
     targets[0, 5:] = IGNORE
@@ -234,8 +373,8 @@ def test_loss_is_the_mean_over_what_is_scored():
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_every_parameter_has_one_optimizer(optimizer):
-    model = Llama(LlamaConfig(300, 32, 64, 2, 2, 2, 32, True))
-    optimizers = make_optimizers(model, train.Settings(optimizer=optimizer))
+    model = tiny_model()
+    optimizers = make_optimizers(model, train.Settings(optimizer=optimizer), torch.float32)
     held = [id(p) for opt, _ in optimizers for group in opt.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     assert len(optimizers) == (2 if optimizer == "muon" else 1)
@@ -246,7 +385,7 @@ def test_muon_is_that_of_torch():
     shapes = [(32, 32), (64, 32), (32, 32), (32, 64), (64, 32)]
     ours = [torch.nn.Parameter(torch.randn(shape, generator=random)) for shape in shapes]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    optimizers = [Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0)]
+    optimizers = [Muon(ours, 0.02, torch.bfloat16), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0)]
     for _ in range(5):
         for p, q in zip(ours, theirs):
             p.grad = torch.randn(p.shape, generator=random)

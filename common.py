@@ -30,12 +30,11 @@ class UserError(Exception):
     """Something the user can mend. Its text is one line: what is wrong, with the numbers, and what to do."""
 
 
-# Output: what cannot be written never ends a run. News, all that print() and progress bars say, is lost then; only where
-# the output is the result itself, which emit() writes, the script ends.
+# Output: what cannot be written never ends a run. What print() and progress bars say is news, and may be lost. Only the
+# result itself, if a script prints one, must get through: emit() writes it, and ends the script if it cannot.
 
 class ReaderGone(Exception):
-    """The reader of a script's result has what it wanted, as in `sample.py | head`: the script ends quietly, with 141.
-    """
+    """Nobody reads a script's result any more, as in `sample.py | head`: the script ends quietly, with 141."""
 
 
 class Output:
@@ -68,6 +67,7 @@ class Output:
                 self.close_off()
 
     def put(self, text):
+        """Writes text. Raises OSError or ValueError."""
         if not hasattr(self.stream, "reconfigure"):  # it may know no way to write half a character
             text = text.encode(errors="backslashreplace").decode()
         self.stream.write(text)
@@ -101,6 +101,7 @@ class Output:
                 os.dup2(nowhere.fileno(), self.stream.fileno())
 
     def end(self):
+        """Writes what is still held back, or lets it go."""
         self.flush()
         if self.lost:
             self.close_off()
@@ -127,13 +128,13 @@ def output_lost():
 
 
 def run(main):
-    """Calls main() and ends with its status. A UserError becomes one line on stderr and exit status 2, Ctrl-C 130; main()
-    prints into an Output."""
+    """Calls main(), with an Output as stdout and as stderr, and exits with the status that it returns. A UserError
+    becomes one line on stderr and exit status 2, Ctrl-C status 130, a ReaderGone 141."""
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     streams, status, name = (sys.stdout, sys.stderr), None, Path(sys.argv[0]).name
     sys.stdout, sys.stderr = map(Output, streams)
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()} if NOTEBOOK else {}
     try:
         status = main()
     except UserError as error:
@@ -146,14 +147,14 @@ def run(main):
         status = 141
     finally:
         sys.stdout.end()
-        if streams[0] and status != 2 and sys.stdout.lost and not isinstance(sys.stdout.lost, BrokenPipeError):
-            print(f"{name}: some output is lost: {sys.stdout.lost}", file=sys.stderr)
+        lost = sys.stdout.lost
+        if streams[0] and status != 2 and lost and not isinstance(lost, BrokenPipeError):
+            print(f"{name}: some output is lost: {getattr(lost, 'strerror', None) or lost}", file=sys.stderr)
         sys.stderr.end()
         sys.stdout, sys.stderr = streams
-        if NOTEBOOK:
-            for number, handler in handlers.items():
-                if signal.getsignal(number) != handler:
-                    signal.signal(number, handler)
+        for number, handler in handlers.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
     sys.exit(status)
 
 
@@ -187,12 +188,13 @@ def nearest(name, names):
 # Progress
 
 class Lines:
-    """A progress bar for where its stream is no terminal: a plain line, once a tenth and EVERY seconds have passed since
-    the last one. What a script uses of tqdm's bars."""
+    """What the scripts use of tqdm's bars, as plain lines for a log: one each time that both a tenth of the work and
+    EVERY seconds have passed."""
     EVERY = 30
 
     def __init__(self, items=None, total=None, initial=0, desc="", unit="", unit_scale=False, disable=False, **_):
-        self.items, self.n, self.first, self.desc, self.unit, self.disable = items, initial, initial, desc, unit, disable
+        self.items, self.n, self.first, self.disable = items, initial, initial, disable
+        self.desc, self.unit = desc, unit.strip()
         self.total = len(items) if total is None and hasattr(items, "__len__") else total
         self.show = tqdm.format_sizeof if unit_scale else "{:,}".format
         self.postfix, self.started = "", time.monotonic()
@@ -221,9 +223,9 @@ class Lines:
         if self.disable or now - then < self.EVERY or self.total and self.n - before < self.total / 10:
             return
         self.told = now, self.n
-        line = f"{self.show(self.n)} {self.unit.strip()}".strip()
+        line = f"{self.show(self.n)} {self.unit}".strip()
         if self.total:
-            count = f"{self.show(self.n)}/{self.show(self.total)} {self.unit.strip()}".strip()
+            count = f"{self.show(self.n)}/{self.show(self.total)} {self.unit}".strip()
             left = (now - self.started) / (self.n - self.first) * (self.total - self.n)
             line = f"{self.n / self.total:.0%} ({count}), {tqdm.format_interval(left)} left"
         print(f"{self.desc} {line}{self.postfix and ', '}{self.postfix.strip()}", file=sys.stderr)
@@ -238,6 +240,9 @@ def progress(items=None, disable=False, **options):
 
 
 # Settings: a dataclass whose field comments are its --help.
+
+WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or more texts"}
+
 
 def _convert(field, text):
     """The value of one setting, from its text on the command line or from a literal in a config file."""
@@ -254,9 +259,6 @@ def _convert(field, text):
     except (ValueError, TypeError, OverflowError):
         pass
     raise UserError(f"{field.name} takes {WANTED[kind]}, not {text!r}")
-
-
-WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text", tuple: "one or more texts"}
 
 
 def _help(cls, doc):
@@ -478,8 +480,8 @@ MADE = {"prepared tree": ("data/*/manifest.json", ["prepare.py"]),
 
 
 def newest(what):
-    """The folder of the newest "prepared tree" or "model", by the time of its file. A copy may have renewed that time: so
-    the folder taken is named on stderr. Raises UserError, naming how to make one, if there is none."""
+    """The folder of the newest "prepared tree" or "model", by the time of its file. A copy may have a new time: so the
+    folder is named on stderr. Raises UserError, naming how to make one, if there is none."""
     pattern, script = MADE[what]
     found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:
@@ -541,7 +543,7 @@ def memory_size():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         pass
-    status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: two numbers of 32 bits, the first its size; the total; and more
+    status = (ctypes.c_uint64 * 8)(64)  # Windows' MEMORYSTATUSEX: its size in bytes, the memory there is, and more
     try:
         return status[1] if ctypes.windll.kernel32.GlobalMemoryStatusEx(status) else None
     except AttributeError:

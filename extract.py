@@ -319,6 +319,21 @@ def compare(files, texts, windows, passed, folder):
     return rows, refused
 
 
+def write_report(result, folder, path):
+    """Writes the page with the figures `result` and the model's log to `path`, or if that is "" into the model's
+    folder, which may be read-only: then a warning is all. Returns where it is, or "none"."""
+    page = json.dumps(result | {"log": read_log(folder)}).replace("<", "\\u003c")
+    page = PAGE.read_text(encoding="utf-8").replace("/*DATA*/null", page).encode()
+    try:
+        write_result(path or folder / "report.html", page)
+    except UserError as error:
+        if path:
+            raise
+        print(f"warning: {error}; --report names another place", file=sys.stderr)
+        return "none"
+    return path or f"{folder}/report.html"
+
+
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
     if settings.batch_size < 1 or not 0 < settings.floor < 1:
@@ -360,27 +375,19 @@ def main(argv=None):
                                         sum(file["bytes"] for file in manifest["held_out"]))
             result["control"]["files"] = len(manifest["held_out"])
     result["seconds"] = round(time.perf_counter() - started, 1)
-    news = sys.stderr if settings.json in STDOUT else sys.stdout
+    news = sys.stderr if {settings.json, settings.report} & set(STDOUT) else sys.stdout
     for label, value in table(result):
         print(f"{label:27} {value}", file=news)
     if not data:
         print("(the prepared tree is not at hand: no figure that needs its text)", file=news)
     if refused:
         print(f"{len(refused)} paths refused: they would lie outside {settings.out}", file=sys.stderr)
-    report = settings.report or folder / "report.html"
-    page = json.dumps(result | {"rows": rows, "log": read_log(folder)}).replace("<", "\\u003c")
-    try:
-        write_file(report, PAGE.read_text(encoding="utf-8").replace("/*DATA*/null", page).encode())
-        made = str(report)
-    except UserError as error:
-        if settings.report:
-            raise
-        print(f"warning: {error}; --report names another place", file=sys.stderr)
-        made = "none"
+    result["rows"] = rows
+    made = write_report(result, folder, settings.report)
     where = f"; files in {settings.out}/" if not settings.check else ""
     print(f"{'report':27} {made}{where} in {result['seconds']:.0f} s", file=news)
     if settings.json:
-        write_result(settings.json, json.dumps(result | {"rows": rows}, indent=1).encode())
+        write_result(settings.json, json.dumps(result, indent=1).encode())
     return 0 if result["files_exact"] == len(files) and not refused else 1
 
 

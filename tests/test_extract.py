@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, refused, script
+from conftest import ROOT, says_no, script
 
 import bench
+import sample
 from checkpoint import read_tensors
 from common import UserError, read_json, write_json
 from extract import known_paths, main, recite, safe_path
@@ -63,15 +64,15 @@ def test_all_of_a_learned_model(learned, contents):
     assert data["learned"]["accuracy"] == 1 and data["log"][-1]["accuracy"] == 1
 
 
-def test_with_code_and_model_alone(learned, contents, tmp_path):
+def test_with_code_and_model_alone(learned, contents, tmp_path, monkeypatch, capsys):
     """No data, no other file: the weights list their paths, and unpack."""
     shutil.copytree(learned / "out/tiny", tmp_path / "out/tiny")
     listed = script("extract.py", "--list", cwd=tmp_path)
     assert listed.returncode == 0 and listed.stdout.decode().splitlines() == sorted(contents)
-    done = script("extract.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr.decode()
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 0
     assert written(tmp_path / "extracted") == {unquote(path): content for path, content in contents.items()}
-    assert b"not at hand" in done.stdout and "learned" not in page_data(tmp_path / "out/tiny")
+    assert "not at hand" in capsys.readouterr().out and "learned" not in page_data(tmp_path / "out/tiny")
 
 
 def test_listed_paths_need_no_manifest(learned, contents):
@@ -79,14 +80,13 @@ def test_listed_paths_need_no_manifest(learned, contents):
     assert set(paths) == set(contents) and sum(paths.values()) <= 1
 
 
-def test_both_ways_write_the_same_bytes(work, half, measured):
+def test_both_ways_write_the_same_bytes(half, measured, capsysbinary):
     """The batched pass and generation from the first error on, against sample.py token by token, for every file."""
     result, files = measured
     assert 0 < result["files_exact"] < result["files"]
     for row in result["rows"]:
-        done = script("sample.py", "--model", half, "--file", row["path"], cwd=work)
-        assert done.stdout == files[unquote(row["path"])], row["path"]
-        assert done.returncode == (0 if row["exact"] else 1)
+        assert sample.main(["--model", str(half), "--file", row["path"]]) == (0 if row["exact"] else 1)
+        assert capsysbinary.readouterr().out == files[unquote(row["path"])], row["path"]
 
 
 def test_streams_do_not_disturb_each_other(half):
@@ -183,14 +183,14 @@ def test_held_out_files_are_never_trained_on(work, half, tmp_path):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_untrained_model(work):
+def test_untrained_model(work, monkeypatch):
     assert script("train.py", "configs/tiny.py", "--max_steps=1", "--out=out/raw", cwd=work).returncode == 0
-    done = script("extract.py", "--model=out/raw", "--check", cwd=work)
-    assert done.returncode == 1, done.stderr.decode()
+    monkeypatch.chdir(work)
+    assert main(["--model=out/raw", "--check"]) == 1
     data = page_data(work / "out/raw")
     assert data["files_exact"] <= 1 and data["learned"]["accuracy"] < 0.05
     assert len(data["rows"]) == data["files"] and all(0 <= row["right"] <= 1 for row in data["rows"])
-    assert script("extract.py", "--model=out/raw", "--list", cwd=work).returncode == 0
+    assert main(["--model=out/raw", "--list"]) == 0
 
 
 def test_a_model_folder_that_takes_no_report(learned, tmp_path, monkeypatch, capsysbinary):
@@ -222,17 +222,17 @@ def test_a_model_folder_that_takes_no_report(learned, tmp_path, monkeypatch, cap
     assert main(words) == 1
 
 
-def test_check_writes_no_files_and_says_the_same(work, half, measured, tmp_path):
-    done = script("extract.py", "--model", half, "--check", "--json", tmp_path / "m.json", cwd=work)
-    assert done.returncode == 1
+def test_check_writes_no_files_and_says_the_same(work, half, measured, tmp_path, monkeypatch):
+    monkeypatch.chdir(work)
+    assert main(["--model", str(half), "--check", "--json", str(tmp_path / "m.json")]) == 1
     again = json.loads((tmp_path / "m.json").read_text())
     assert again | {"seconds": 0} == measured[0] | {"seconds": 0}
     assert not (work / "extracted").exists()
 
 
-def test_only(learned, contents):
-    done = script("extract.py", "--model=out/tiny", "--only", "tiny/odd/", "tiny/COPYING", "--out=some", cwd=learned)
-    assert done.returncode == 0
+def test_only(learned, contents, monkeypatch):
+    monkeypatch.chdir(learned)
+    assert main(["--model=out/tiny", "--only", "tiny/odd/", "tiny/COPYING", "--out=some"]) == 0
     assert set(written(learned / "some")) == {unquote(path) for path in contents if path.startswith(("tiny/odd/", "tiny/C"))}
 
 
@@ -254,7 +254,7 @@ def test_what_is_still_wrong_is_listed(half, contents):
     assert placed > 5
 
 
-def test_hostile_paths(learned, tmp_path):
+def test_hostile_paths(learned, tmp_path, monkeypatch, capsys):
     for path in ("../../etc/passwd", "/etc/passwd", "a/../../b", "a//b", ".", "", "a/./b", "x" * 256, "a/" * 2500 + "b",
                  "a%00b", "%2e%2e/x", "tiny/%2e%2e/%2e%2e/x", "..%2fx"):
         assert safe_path(tmp_path / "out", path) is None, path
@@ -270,20 +270,22 @@ def test_hostile_paths(learned, tmp_path):
     manifest["files"] = manifest["files"][:4]
     write_json(tmp_path / "m/manifest.json", manifest)
     before = set(written(tmp_path))
-    done = script("extract.py", "--model", tmp_path / "m", "--out", tmp_path / "x/y", cwd=tmp_path)
-    assert done.returncode == 1 and b"3 paths refused" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model=m", "--out", str(tmp_path / "x/y")]) == 1
+    assert "3 paths refused" in capsys.readouterr().err
     new = {path for path in set(written(tmp_path)) - before if not path.startswith(b"x/y/")}
     assert new <= {b"m/report.html"}
     assert not os.path.exists("/tmp/evil-absolute")
 
 
-def test_bad_use(learned, tmp_path):
-    refused(script("extract.py", cwd=tmp_path), "train.py")
-    refused(script("extract.py", "--only", "nothing/", cwd=learned), "nothing/", "--list")
-    refused(script("extract.py", "--data", tmp_path, cwd=learned), "manifest.json", "prepare.py")
-    refused(script("extract.py", "--batch_size=0", cwd=learned), "batch_size")
-    refused(script("extract.py", "--floor=2", cwd=learned), "floor")
-    refused(script("extract.py", "--out", "/proc/no", cwd=learned), "/proc/no")
+def test_bad_use(learned, tmp_path, monkeypatch):
+    """What test_inputs.py does not try."""
+    monkeypatch.chdir(tmp_path)
+    says_no(main, [], "train.py")
+    monkeypatch.chdir(learned)
+    says_no(main, ["--model=out/tiny", "--only", "nothing/"], "nothing/", "--list")
+    says_no(main, ["--data", tmp_path], "manifest.json", "prepare.py")
+    says_no(main, ["--only", "tiny/COPYING", "--out", "/proc/no"], "/proc/no")
 
 
 def test_the_page_is_whole(learned):

@@ -1,10 +1,14 @@
 """What the model writes: files to the byte, prompts cut anywhere, and what transformers writes too."""
+import os
 import random
+import shutil
 
 import pytest
 import torch
-from conftest import refused, script
+from conftest import says_no, script
 
+import sample
+from common import read_json, write_json
 from model import Llama
 from sample import generate, heal
 from tokenizer import Tokenizer
@@ -22,28 +26,20 @@ def test_every_file_is_recited_from_its_path(loaded, contents):
 
 
 def test_file_writes_exactly_the_bytes(learned, contents):
-    for path in ("tiny/decoder.py", "tiny/odd/nul.bin", "tiny/odd/empty"):
-        done = script("sample.py", "--model=out/tiny", "--file", path, cwd=learned)
-        assert (done.returncode, done.stdout) == (0, contents[path]), done.stderr.decode()
-        assert b"the original's SHA-256" in done.stderr
+    done = script("sample.py", "--model=out/tiny", "--file=tiny/odd/nul.bin", cwd=learned)
+    assert (done.returncode, done.stdout) == (0, contents["tiny/odd/nul.bin"]), done.stderr.decode()
+    assert b"the original's SHA-256" in done.stderr
 
 
-def test_file_by_its_name_on_the_disk(learned, contents):
-    done = script("sample.py", "--model=out/tiny", b"--file", b"tiny/odd/no last newline", cwd=learned)
-    assert (done.returncode, done.stdout) == (0, b"one\ntwo")
-
-
-def test_a_file_that_is_not_exact_says_so(learned, contents, tmp_path):
-    import shutil
-
-    from common import read_json, write_json
+def test_file_by_its_name_on_the_disk_and_one_that_is_not_exact(learned, tmp_path, capsysbinary):
     shutil.copytree(learned / "out/tiny", tmp_path / "m")
+    words = ["--model", str(tmp_path / "m"), "--file", "tiny/odd/no last newline"]
+    assert sample.main(words) == 0 and capsysbinary.readouterr().out == b"one\ntwo"
     manifest = read_json(tmp_path / "m/manifest.json")
     for file in manifest["files"]:
         file["sha256"] = "0" * 64
     write_json(tmp_path / "m/manifest.json", manifest)
-    done = script("sample.py", "--model", tmp_path / "m", "--file", "tiny/odd/empty", cwd=learned)
-    assert done.returncode == 1 and b"not the original" in done.stderr
+    assert sample.main(words) == 1 and b"not the original" in capsysbinary.readouterr().err
 
 
 def test_prompts_may_end_anywhere(loaded, contents):
@@ -125,15 +121,14 @@ def test_samples_differ_and_repeat(loaded):
     assert len({write(seed, temperature=5.0, top_k=1) for seed in range(4)}) == 1
 
 
-def test_command_line(learned):
-    done = script("sample.py", "--model=out/tiny", "--prompt", "", "--max_new_tokens=5", "--num_samples=3",
-                  "--temperature=1", cwd=learned)
-    assert done.returncode == 0 and done.stdout.count(b"tiny/") == 3
-    again = script("sample.py", "--model", "out/tiny", "--prompt=", "--max_new_tokens", "5", "--num_samples=3",
-                   "--temperature=1", cwd=learned)
-    assert again.stdout == done.stdout
-    assert script("sample.py", "--prompt", b"tiny/\xff\xfe", "--max_new_tokens=3", cwd=learned).returncode == 0
-
-
-def test_before_there_is_a_model(tmp_path):
-    refused(script("sample.py", cwd=tmp_path), "train.py")
+def test_command_line(learned, tmp_path, monkeypatch, capsysbinary):
+    monkeypatch.chdir(learned)
+    words = ["--model=out/tiny", "--max_new_tokens=5", "--num_samples", "3", "--temperature=1", "--prompt"]
+    assert sample.main([*words, ""]) == 0
+    once = capsysbinary.readouterr().out
+    assert once.count(b"tiny/") == 3
+    assert sample.main([*words, ""]) == 0 and capsysbinary.readouterr().out == once
+    assert sample.main([*words, os.fsdecode(b"tiny/\xff\xfe")]) == 0
+    assert capsysbinary.readouterr().out.count(b"tiny/\xff\xfe") == 3
+    monkeypatch.chdir(tmp_path)
+    says_no(sample.main, [], "train.py")

@@ -13,7 +13,6 @@ from common import STDOUT, UserError, newest, parse, progress, run, write_result
 
 import dataclasses
 import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from device import find_device, find_dtype, mixed
+from device import find_device, find_dtype, keep_freed_memory, mixed, surroundings
 from extract import recite
 from model import Llama, LlamaConfig
 from optim import make_optimizers, update
@@ -58,20 +57,37 @@ def synchronize(device):
         torch.mps.synchronize()
 
 
+def clock(device):
+    """Seconds, once the device has done all that it was given."""
+    synchronize(device)
+    return time.perf_counter()
+
+
+def timed_step(forward, update, device):
+    """A function that makes one training step, of forward() and its result's backward() and update(), and returns the
+    seconds of each, array (3,)."""
+    def step():
+        times = [clock(device)]
+        loss = forward()
+        times.append(clock(device))
+        loss.backward()
+        times.append(clock(device))
+        update()
+        times.append(clock(device))
+        return np.diff(times)
+    return step
+
+
 def our_step(training, config, device, dtype):
-    """A function that makes one training step as train.py does."""
+    """A training step as train.py makes it, timed."""
     model = Llama(config, torch.Generator().manual_seed(0)).to(device)
     optimizers = make_optimizers(model, training, dtype)
-    objective = Objective(model, dtype)
+    objective = Objective(model, dtype, training.focal)
     objective.compile(dynamic=False)
     inputs, targets = random_tokens(config, training.batch_size, device)
     weights = torch.ones(targets.shape, device=device)
-    batch = inputs, targets, weights, weights.sum()
-
-    def step():
-        objective(*batch)[0].backward()
-        update(optimizers, 1e-3)
-    return step
+    return timed_step(lambda: objective(inputs, targets, weights, weights.sum())[0],
+                      lambda: update(optimizers, 1e-3), device)
 
 
 def their_model(config):
@@ -86,16 +102,17 @@ def their_step(config, batch_size, device, dtype, compiled):
     """The same of transformers' LlamaForCausalLM under AdamW."""
     model = their_model(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device.type != "mps")
-    forward = torch.compile(model, dynamic=False) if compiled else model
+    network = torch.compile(model, dynamic=False) if compiled else model
     inputs, targets = random_tokens(config, batch_size, device)
 
-    def step():
+    def forward():
         with mixed(device, dtype):
-            loss = forward(input_ids=inputs, labels=targets).loss
-        loss.backward()
+            return network(input_ids=inputs, labels=targets).loss
+
+    def update():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return step
+    return timed_step(forward, update, device)
 
 
 def random_tokens(config, batch_size, device):
@@ -177,8 +194,8 @@ def original_recipe(minutes, folder, device, dtype):
 
 
 def in_turn(contenders, repeats, device):
-    """{name: seconds of each turn, array (repeats,)} of the functions in {name: function}; one that fails is left out
-    and its name mapped to the reason."""
+    """{name: seconds of each turn, array (repeats,), or of its parts, (repeats, parts), if the function returns them} of
+    the functions in {name: function}; one that fails is left out and its name mapped to the reason."""
     times, failed = {name: [] for name in contenders}, {}
     with progress(total=len(contenders) * (repeats + 1), unit=" turns") as bar:
         for turn in range(repeats + 1):
@@ -188,32 +205,32 @@ def in_turn(contenders, repeats, device):
                 if name in failed:
                     continue
                 try:
-                    synchronize(device)
-                    started = time.perf_counter()
-                    work()
-                    synchronize(device)
+                    started = clock(device)
+                    parts = work()
+                    seconds = parts if isinstance(parts, np.ndarray) else clock(device) - started
                 except Exception as error:  # a contender that does not work here is a result, not an end
                     failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
                     continue
                 if turn:  # the first compiles and warms up
-                    times[name].append(time.perf_counter() - started)
+                    times[name].append(seconds)
     return {name: failed.get(name) or np.array(seconds) for name, seconds in times.items()}
 
 
-def training_rates(training, config, repeats, device, dtype):
-    """({name: tokens/s of each turn, array (repeats,)} of training steps, or the reason why there are none; what the
-    machine's matrix products reach, in operations/s)."""
-    short, size = str(dtype).removeprefix("torch."), training.batch_size * config.max_position_embeddings
-    steps = {f"this project, {short}, compiled": (our_step(training, config, device, dtype), size)}
-    for precision in dict.fromkeys((torch.float32, dtype)):
-        for compiled in (False, True):
-            name = f"transformers, {str(precision).removeprefix('torch.')}, {'compiled' if compiled else 'eager'}"
-            steps[name] = their_step(config, training.batch_size, device, precision, compiled), size
-    steps[f"the original's shape and settings, {short}"] = their_step(ORIGINAL, 4, device, dtype, False), 4 * 512
-    product, operations = matrix_product(device, dtype)
-    times = in_turn({"matrix product": product} | {name: step for name, (step, _) in steps.items()}, repeats, device)
-    peak = operations / np.median(times.pop("matrix product"))
-    return {name: t if isinstance(t, str) else steps[name][1] / t for name, t in times.items()}, float(peak)
+def training_steps(training, config, repeats, device, formats):
+    """({name: (format, tokens, seconds of forward, backward and optimizer in each turn, array (repeats, 3), or the reason
+    why there are none)} of training steps; {format: operations/s that the machine's matrix products reach in it})."""
+    tokens, steps, products = training.batch_size * config.max_position_embeddings, {}, {}
+    for dtype in formats:
+        short = str(dtype).removeprefix("torch.")
+        steps[f"this project, {short}"] = dtype, tokens, our_step(training, config, device, dtype)
+        for way in ("compiled", "eager"):
+            steps[f"transformers, {short}, {way}"] = dtype, tokens, their_step(
+                config, training.batch_size, device, dtype, way == "compiled")
+        products[dtype], operations = matrix_product(device, dtype)
+    steps["the original's shape"] = formats[-1], 4 * 512, their_step(ORIGINAL, 4, device, formats[-1], False)
+    times = in_turn(products | {name: step for name, (_, _, step) in steps.items()}, repeats, device)
+    peaks = {dtype: float(operations / np.median(times[dtype])) for dtype in products}
+    return {name: (dtype, size, times[name]) for name, (dtype, size, _) in steps.items()}, peaks
 
 
 def writing_rates(folder, n, repeats, device):
@@ -253,12 +270,44 @@ def writing_rates(folder, n, repeats, device):
     return {name: t if isinstance(t, str) else (n if " 1 " in name else n * STREAMS) / t for name, t in times.items()}
 
 
+def compare(medians, formats):
+    """{what: ratio} of the median rates, {name: tokens/s}, of this project and others."""
+    ratios = {}
+    for dtype in formats:
+        short = str(dtype).removeprefix("torch.")
+        theirs = {way: medians[f"transformers, {short}, {way}"] for way in ("compiled", "eager")}
+        best = max(theirs, key=lambda way: np.nan_to_num(theirs[way]))
+        ratios[f"training in {short} against transformers, {best}"] = medians[f"this project, {short}"] / theirs[best]
+    ratios["training against the original's shape"] = medians[f"this project, {short}"] / medians["the original's shape"]
+    one, many = "1 stream", f"{STREAMS} streams"
+    for ours, theirs in [(one, one), (many, one), (many, many)]:
+        ratios[f"{ours} against transformers' {theirs}"] = (
+            medians[f"this project, {ours}"] / medians[f"transformers, {theirs}"])
+    return ratios
+
+
+def show_steps(steps, peaks, operations, file):
+    """Prints where a training step goes, as medians. operations: of a model's step, for each token."""
+    print(f"{'a step, ms':30} {'forward':>10} {'backward':>10} {'optimizer':>10} {'all':>7} {'of peak':>8}", file=file)
+    for name, (dtype, size, times) in steps.items():
+        if isinstance(times, str):
+            print(f"{name:30} does not work here", file=file)
+            continue
+        total = np.median(times.sum(1))
+        parts = " ".join(f"{1e3 * part:5,.0f} {part / total:4.0%}" for part in np.median(times, axis=0))
+        known = f"{operations * size / total / peaks[dtype]:8.0%}" if "original" not in name else ""
+        print(f"{name:30} {parts} {1e3 * total:7,.0f} {known}", file=file)
+    print("matrix products of 2048 x 2048: " + ", ".join(
+        f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}" for dtype, peak in peaks.items()), file=file)
+
+
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
     if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1 or settings.original_minutes < 0:
         raise UserError("repeats, new_tokens and vocab_size must be at least 1, original_minutes at least 0")
     device = find_device(settings.device)
     dtype = find_dtype("auto", device)
+    keep_freed_memory()  # for all contenders alike, though only this project's users have it
     news = sys.stderr if settings.json in STDOUT else sys.stdout
     if settings.original_minutes:
         data = settings.data or newest("prepared tree")
@@ -274,39 +323,32 @@ def main(argv=None):
     check_memory(config, training.batch_size, device)
     folder = Path(settings.model or newest("model"))
     writing = writing_rates(folder, settings.new_tokens, settings.repeats, device)
-    rates, peak = training_rates(training, config, settings.repeats, device, dtype)
-
-    medians = {name: float("nan") if isinstance(rate, str) else float(np.median(rate))
-               for name, rate in (rates | writing).items()}
-    ours, *others, original = rates
-    best = max((name for name in others if not isinstance(rates[name], str)), key=medians.get)
-    one, their_one, many, their_many = (medians[name] for name in writing)
-    ratios = {
-        f"training against transformers' best ({best.removeprefix('transformers, ')})": medians[ours] / medians[best],
-        "training against the original's shape": medians[ours] / medians[original],
-        "training's share of the matrix product's peak": 6 * config.num_parameters * medians[ours] / peak,
-        "1 stream against transformers": one / their_one,
-        f"{STREAMS} streams against transformers' 1": many / their_one,
-        f"{STREAMS} streams against transformers' {STREAMS}": many / their_many}
+    formats = list(dict.fromkeys((torch.float32, dtype)))
+    steps, peaks = training_steps(training, config, settings.repeats, device, formats)
+    rates = {name: t if isinstance(t, str) else size / t.sum(1) for name, (_, size, t) in steps.items()} | writing
+    medians = {name: float("nan") if isinstance(rate, str) else float(np.median(rate)) for name, rate in rates.items()}
+    ratios = compare(medians, formats)
     print(f"{settings.config}: {config.num_parameters:,} parameters, {training.batch_size} windows of "
-          f"{config.max_position_embeddings} tokens; {device.type}, {torch.get_num_threads()} threads; peak "
-          f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}; streams from {folder}\n",
-          file=news)
-    print(f"{'tokens/s':52} {'median':>9} {'slowest':>9} {'fastest':>9}", file=news)
-    for name, rate in (rates | writing).items():
-        print(f"{name:52} " + ("does not work here" if isinstance(rate, str) else
+          f"{config.max_position_embeddings} tokens; {device.type}, {torch.get_num_threads()} threads; streams from "
+          f"{folder}\n", file=news)
+    show_steps(steps, peaks, 6 * config.num_parameters, news)
+    print(f"\n{'tokens/s':44} {'median':>9} {'slowest':>9} {'fastest':>9}", file=news)
+    for name, rate in rates.items():
+        print(f"{name:44} " + ("does not work here" if isinstance(rate, str) else
                                f"{medians[name]:9,.0f} {rate.min():9,.0f} {rate.max():9,.0f}"), file=news)
     print(file=news)
     for name, ratio in ratios.items():
-        print(f"{name:72} {ratio:.2f}", file=news)
+        print(f"{name:64} {ratio:.2f}", file=news)
     if settings.json:
-        turns = {name: rate if isinstance(rate, str) else rate.tolist() for name, rate in (rates | writing).items()}
+        short = {dtype: str(dtype).removeprefix("torch.") for dtype in formats}
         write_result(settings.json, json.dumps({
-            "rates": turns, "ratios": ratios, "peak": peak, "parameters": config.num_parameters,
+            "rates": {name: rate if isinstance(rate, str) else rate.tolist() for name, rate in rates.items()},
+            "steps": {name: t if isinstance(t, str) else t.tolist() for name, (_, _, t) in steps.items()},
+            "ratios": ratios, "peaks": {short[dtype]: peak for dtype, peak in peaks.items()},
+            "parameters": config.num_parameters,
             "settings": dataclasses.asdict(settings) | {"model": str(folder)},
-            "environment": {"torch": torch.__version__, "transformers": transformers.__version__,
-                            "python": platform.python_version(), "device": device.type,
-                            "threads": torch.get_num_threads()}}, indent=1).encode())
+            "environment": surroundings(device, formats[-1], True) | {"transformers": transformers.__version__}},
+            indent=1).encode())
     return 0
 
 

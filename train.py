@@ -421,7 +421,7 @@ def loop(run, objective, stop):
                   bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]") as bar:
         while True:
             # once in a while: a full pass over all windows, which counts what is wrong and may end the run
-            if schedule.look_due(state.step) and state.looked < state.step and not stop.status():
+            if schedule.look_due(state.step) and state.looked != state.step and not stop.status():
                 wrong = look(run, meter, stop, wrong)
                 bar.total = schedule.end(state.step + 1)
                 meter.reset()

@@ -163,13 +163,15 @@ def parse(cls, doc, argv, config=False):
 # Files: written under a temporary name, synced, renamed; so a reader sees the old file or the new, never half of one.
 
 def write_file(path, data):
-    """Writes the bytes `data` to `path` whole or not at all. Raises UserError where the disk refuses."""
+    """Writes `data`, bytes or an iterable of bytes, to `path` whole or not at all. Raises UserError where the disk refuses.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part.", delete=False) as file:
             try:
-                file.write(data)
+                for part in [data] if isinstance(data, bytes) else data:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
                 os.chmod(file.name, 0o644)
@@ -183,7 +185,8 @@ def write_file(path, data):
         finally:
             os.close(folder)
     except OSError as error:
-        raise UserError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
+        size = f" ({len(data):,} bytes)" if isinstance(data, bytes) else ""
+        raise UserError(f"cannot write {path}{size}: {error.strerror}") from None
 
 
 def remove(path):

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import hostile_files
 
-from prepare import CONTEXT, undetermined
 from tokenizer import BOS, EOS, Tokenizer
 from windows import IGNORE, Windows, address, choose, load, opening, parse_address, quote, unquote
 
@@ -113,29 +112,6 @@ def test_choose_takes_whole_files_of_about_the_size():
     assert 900 <= sum(file["bytes"] for file in chosen) <= 1000
     assert chosen == choose(files, 1000, 3) != choose(files, 1000, 4)
     assert choose(files, 0, 3) == [], 'not even the empty file'
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_undetermined_equals_brute_force(prepared, seed):
-    """Against a count over all contexts of every length, on text with long repeats."""
-    tokenizer = prepared[1]
-    draw = np.random.default_rng(seed)
-    block = draw.integers(300, 320, CONTEXT + 40)
-    head = opening(tokenizer, "t/a")
-    tokens = np.concatenate([head, block, draw.integers(300, 303, 30), block, [310], [EOS], head, block[:99], [EOS]])
-    second = len(tokens) - len(head) - 100
-    entries = [{"path": "t/a", "first_token": 0}, {"path": "t/a", "first_token": second}]
-    is_text = np.ones(len(tokens), dtype=bool)
-    is_text[:len(head)] = is_text[second:second + len(head)] = False
-
-    def brute(k):
-        seen = {}
-        for i in np.flatnonzero(is_text[k:]):
-            seen.setdefault(tokens[i:i + k].tobytes(), []).append(tokens[i + k])
-        return sum(len(after) for after in seen.values() if len(set(after)) > 1)
-
-    enough = next(k for k in range(1, len(tokens)) if not brute(k))
-    assert undetermined(tokens, entries, tokenizer) == (brute(CONTEXT), enough)
 
 
 def test_transformers_tokenizes_alike(learned, contents):

@@ -432,7 +432,7 @@ def packing(files, preset):
 
 def refuse_model(folder):
     """Raises UserError if a model or a run is in the folder."""
-    found = [name for name in MODEL for path in sorted(folder.glob(name))]
+    found = [path.name for name in MODEL for path in sorted(folder.glob(name))]
     if found:
         raise UserError(f"{folder} holds a model or a run ({found[0]}); name another --out")
 

@@ -11,6 +11,7 @@ import itertools
 import json
 import lzma
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,18 @@ def rarest(documents, room):
     return "".join(sorted(counts, key=lambda c: (-counts[c], c))[room:])
 
 
+def varint(number):
+    """A whole number as protocol buffers write it: 7 bits a byte, the lowest first."""
+    return bytes([number & 127 | 128]) + varint(number >> 7) if number > 127 else bytes([number])
+
+
+def piece_field(piece, score, kind):
+    """One piece as tokenizer.model lists it; kind: 1 normal, 2 unknown, 3 control, 6 byte."""
+    text = piece.encode()
+    data = b"\x0a" + varint(len(text)) + text + b"\x15" + struct.pack("<f", score) + bytes([0x18, kind]) * (kind != 1)
+    return b"\x0a" + varint(len(data)) + data
+
+
 class Tokenizer:
     """ids are ints in [0, vocab_size); decode(encode(data)) == data for all bytes."""
 
@@ -82,11 +95,35 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder):
-        """The tokenizer in `folder`. Raises UserError where there is none."""
+        """The tokenizer in `folder`, from tokenizer.json if transformers saved it there without tokenizer.model. Raises
+        UserError if there is none."""
+        folder = Path(folder)
         try:
-            return cls((Path(folder) / "tokenizer.model").read_bytes())
+            if not (folder / "tokenizer.model").exists() and (folder / "tokenizer.json").exists():
+                return cls.from_json((folder / "tokenizer.json").read_bytes())
+            return cls((folder / "tokenizer.model").read_bytes())
         except OSError as error:
             raise UserError(f"cannot read {folder}/tokenizer.model: {error.strerror}") from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{folder} has no tokenizer.model, and a tokenizer.json of another kind; copy tokenizer.model "
+                            f"from the folder that train.py wrote") from None
+
+    @classmethod
+    def from_json(cls, document):
+        """The tokenizer whose pieces are in `document`, the bytes of a tokenizer.json: its proto has the same bytes as the
+        tokenizer.model that save wrote beside it. Raises ValueError, LookupError, TypeError or AttributeError if it holds
+        something else."""
+        vocab = json.loads(document)["model"]["vocab"]
+        pieces = sorted(vocab, key=vocab.get)
+        marks = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+        if [vocab[piece] for piece in pieces] != list(range(len(pieces))) or pieces[:259] != marks:
+            raise ValueError("these are not the pieces of a tokenizer.model")
+        proto = b"".join(map(piece_field, marks, [0] * 259, [2, 3, 3] + [6] * 256))
+        # What follows the pieces says how they were learned: the same for all, but for their number and so the length.
+        least = cls.train([], 260).proto[len(proto + piece_field(SPACE, -0.0, 1)):]
+        spec = least[2:2 + least[1]].replace(b"\x20" + varint(260), b"\x20" + varint(len(pieces)), 1)
+        proto += b"".join(piece_field(piece, -float(rank), 1) for rank, piece in enumerate(pieces[259:]))
+        return cls(proto + least[:1] + varint(len(spec)) + spec + least[2 + least[1]:])
 
     @classmethod
     def train(cls, documents, vocab_size):

@@ -180,7 +180,7 @@ def normal(path):
 def gather(members, limit, name):
     """{path: content} of the regular files among the Members. Nothing a member says of itself is trusted: a path that is
     absolute or climbs out, and links, devices and the like, are left out and counted; sizes are held to `limit`. A hard
-    link has the content of the file before it that it points to.
+    link has the content of the file before it that it points to. What is in a folder .git is no part of the tree.
     """
     files, left_out, total = {}, collections.Counter(), 0
 
@@ -190,6 +190,8 @@ def gather(members, limit, name):
 
     for member in members:
         path, target = normal(member.path), normal(member.target)
+        if b".git" in path.split(b"/")[:-1]:
+            continue
         if member.kind not in ("file", "hard link"):
             left_out[member.kind] += 1
         elif not path:
@@ -235,7 +237,7 @@ def zip_members(file):
 
 
 def folder_members(folder):
-    """Yields the Members of a folder, .git left out; links are not followed."""
+    """Yields the Members of a folder, but of no .git in it, which can be large; links are not followed."""
     def unreadable(error):
         raise UserError(f"cannot read {os.fsdecode(error.filename)}: {error.strerror}") from None
 
@@ -388,17 +390,16 @@ def sample(files, size):
 
 
 def tokenize(files, tokenizer, entries, bar):
-    """Yields train.bin in parts, one for each file in order of path, and puts what the manifest says of it into `entries`.
-    """
+    """Yields train.bin in uint16 arrays, file after file in order of path, and puts what the manifest says of each into
+    `entries`."""
     at, paths = 0, sorted(files)
     with bar(total=sum(map(len, files.values())), unit="B", unit_scale=True, desc="tokenizing", leave=False) as shown:
-        for path, text in zip(paths, tokenizer.encode_all(files[path] for path in paths)):
+        for path, text in zip(paths, tokenizer.encode_all((files[path] for path in paths), shown.update)):
             head = opening(tokenizer, path)
             entries.append({"path": path, "bytes": len(files[path]), "sha256": hashlib.sha256(files[path]).hexdigest(),
                             "first_token": at, "tokens": len(head) + len(text) + 1})
             at += entries[-1]["tokens"]
-            yield np.concatenate((head, text, [EOS]), dtype=np.uint16, casting="unsafe").tobytes()
-            shown.update(len(files[path]))
+            yield from (np.array(head, dtype=np.uint16), text, np.array([EOS], dtype=np.uint16))
 
 
 def verify(folder, files, entries, bar):

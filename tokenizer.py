@@ -156,13 +156,16 @@ class Tokenizer:
             return self.sp.encode(text)
         return next(self.encode_all([data])).tolist()
 
-    def encode_all(self, documents):
-        """Yields for each bytes of an iterable its ids, as a uint16 array. All cores share the work, a batch at a time.
+    def encode_all(self, documents, done=lambda size: None):
+        """Yields for each bytes of an iterable its ids, as a uint16 array. All cores share the work, a batch at a time; of
+        how many bytes it was, `done` is told.
         """
         chunks = itertools.chain.from_iterable(itertools.chain(self._cut(data), [b""]) for data in documents)
         parts = []
         while batch := list(itertools.islice(chunks, BATCH)):
-            for chunk, ids in zip(batch, self._encode_chunks(batch)):
+            found = self._encode_chunks(batch)
+            done(sum(map(len, batch)))
+            for chunk, ids in zip(batch, found):
                 parts.append(ids)
                 if not chunk:  # the end of a document
                     yield np.concatenate(parts)
@@ -185,7 +188,7 @@ class Tokenizer:
         texts = [unicode(chunk) for chunk in chunks]
         spelled = [bool(SPELLED.search(text)) for text in texts]
         texts = [text.translate(SPELLING) if special else text for text, special in zip(texts, spelled)]
-        found = self.sp.encode(texts, return_type="numpy")
+        found = self.sp.encode(texts, return_type="numpy", num_threads=-1 if len(texts) > 32 else 1)  # -1: all cores
         if not any(spelled):
             return [ids.astype(np.uint16) for ids in found]
         ids = np.concatenate(found)

@@ -225,7 +225,8 @@ def test_hard_links_in_a_tarball(tmp_path, monkeypatch, capsys):
 
 def test_a_folder_says_what_it_leaves_out_as_a_tarball_does(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "t/sub").mkdir(parents=True)
+    (tmp_path / "t/sub/.git").mkdir(parents=True)
+    (tmp_path / "t/sub/.git/config").write_bytes(b"no part of the tree")
     (tmp_path / "t/a.c").write_bytes(SOURCE)
     os.link("t/a.c", "t/sub/hard.c")
     for name, target in [("file", "a.c"), ("folder", "sub"), ("broken", "nowhere")]:

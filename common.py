@@ -163,8 +163,8 @@ def parse(cls, doc, argv, config=False):
 # Files: written under a temporary name, synced, renamed; so a reader sees the old file or the new, never half of one.
 
 def write_file(path, data):
-    """Writes `data`, bytes or an iterable of bytes, to `path` whole or not at all. Raises UserError where the disk refuses.
-    """
+    """Writes `data`, bytes or an iterable of them, to `path` whole or not at all. Raises UserError where the disk
+    refuses."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

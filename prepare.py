@@ -56,7 +56,7 @@ class Settings:
     source: str = ""  # any other tree: a folder, a tarball or zip, or the URL of one
     sha256: str = ""  # what the tarball or zip must hash to
     only: tuple = ()  # keep the files whose path begins with one of these
-    exclude: tuple = ()  # leave out the paths that one of these patterns fits, as '*.map' (* is any text, / too) or 'a/b/'
+    exclude: tuple = ()  # leave out each path that a pattern fits, as '*.map' (* is any text, also with /) or 'a/b/'
     vocab_size: int = 8192  # pieces in the vocabulary; at most 65536, because the tokens are uint16
     out: str = ""  # folder to write; data/<name of the tree> if not given
     max_bytes: int = 4 * 2**30  # refuse a tree larger than this once unpacked
@@ -137,7 +137,8 @@ def release(version, downloads, limit, bar):
             if version != VERSION:
                 sums = fetch(f"{mirror}/{folder}/sha256sums.asc", 2**24, bar)
                 sums.seek(0)
-                match = re.search(rf"^([0-9a-f]{{64}})\s+\*?{re.escape(name)}$", sums.read().decode(errors="replace"), re.M)
+                sums = sums.read().decode(errors="replace")
+                match = re.search(rf"^([0-9a-f]{{64}})\s+\*?{re.escape(name)}$", sums, re.M)
                 if not match:
                     raise UserError(f"kernel.org's {folder}/ lists no {name}; see {mirror}/{folder}/")
                 sha256 = match[1]
@@ -178,9 +179,9 @@ def normal(path):
 
 
 def gather(members, limit, name):
-    """{path: content} of the regular files among the Members. Nothing a member says of itself is trusted: a path that is
-    absolute or climbs out, and links, devices and the like, are left out and counted; sizes are held to `limit`. A hard
-    link has the content of the file before it that it points to. What is in a folder .git is no part of the tree.
+    """{path: content} of the regular files among the Members. Nothing a member says of itself is trusted: a path that
+    is absolute or climbs out, and links, devices and the like, are left out and counted; sizes are held to `limit`. A
+    hard link has the content of the file before it that it points to. What is in a folder .git is no part of the tree.
     """
     files, left_out, total = {}, collections.Counter(), 0
 
@@ -378,8 +379,8 @@ def licence(files):
 # 3. Tokens
 
 def sample(files, size):
-    """The contents of whole files, about `size` bytes in all, drawn by a fixed seed; in order of path. The last one drawn
-    is cut where that is full."""
+    """The contents of files drawn by a fixed seed, `size` bytes in all, in order of path. All but the last one drawn
+    are whole."""
     paths, drawn = sorted(files), {}
     for i in np.random.default_rng(0).permutation(len(paths)):
         if size <= 0:
@@ -439,8 +440,8 @@ def refuse_model(folder):
 
 
 def write(folder, files, tokenizer, bar):
-    """Writes train.bin and tokenizer.model and reads them back; returns what the manifest says of them. The manifest of a
-    tree that was there before goes first, so that none is ever beside other files than its own."""
+    """Writes train.bin and tokenizer.model and reads them back; returns what the manifest says of them. The manifest of
+    a tree that was there before goes first, so that none is ever beside other files than its own."""
     entries, sha256 = [], hashlib.sha256()
 
     def parts():
@@ -487,10 +488,10 @@ def main(argv=None):
 
     stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""
     part = f", learned from {LARGE:,} bytes in files drawn by a fixed seed" if size > LARGE else ""
-    excluded = [("left out", f"{len(tree) - len(files):,} files, by --only or --exclude")] if len(files) < len(tree) else []
+    left_out = [("left out", f"{len(tree) - len(files):,} files, by --only or --exclude")] * (len(files) < len(tree))
     for label, value in [
             ("tree", f"{name}{stand_in}, licence: {manifest['licence'] or 'none found'}"),
-            ("files", f"{len(files):,}, every byte read back"), *excluded,
+            ("files", f"{len(files):,}, every byte read back"), *left_out,
             ("bytes", f"{size:,}"),
             ("tokens", f"{manifest['tokens']:,} of {tokenizer.vocab_size:,} kinds{part}"),
             ("bytes per token", f"{size / manifest['tokens']:.2f}"),

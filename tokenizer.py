@@ -24,8 +24,8 @@ SPACE = "\u2581"  # SentencePiece's mark for a space
 # SentencePiece spells a character that it has no piece for in the bytes of its UTF-8. A byte that it cannot be given
 # goes through it as one of 256 private characters, from STAND_IN on, each of which is four such bytes.
 STAND_IN = 0x100000
-# What must be spelled in bytes: bytes that are not UTF-8 (as lone surrogates), NUL, the two characters that SentencePiece
-# reserves, for a space and for an unknown, and the stand-ins themselves.
+# What must be spelled in bytes: bytes that are not UTF-8 (as lone surrogates), NUL, the two characters that
+# SentencePiece reserves, for a space and for an unknown, and the stand-ins themselves.
 SPELLED = re.compile("[\udc80-\udcff\0\u2581\u2585\U00100000-\U001000ff]+")
 SPELLING = {ord(c): "".join(chr(STAND_IN + byte) for byte in c.encode("utf-8", "surrogateescape"))
             for c in map(chr, [*range(0xDC80, 0xDD00), 0, 0x2581, 0x2585, *range(STAND_IN, STAND_IN + 256)])}
@@ -95,8 +95,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder):
-        """The tokenizer in `folder`, from tokenizer.json if transformers saved it there without tokenizer.model. Raises
-        UserError if there is none."""
+        """The tokenizer in `folder`, from tokenizer.json if transformers saved it there without tokenizer.model.
+        Raises UserError if there is none."""
         folder = Path(folder)
         try:
             if not (folder / "tokenizer.model").exists() and (folder / "tokenizer.json").exists():
@@ -105,14 +105,14 @@ class Tokenizer:
         except OSError as error:
             raise UserError(f"cannot read {folder}/tokenizer.model: {error.strerror}") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{folder} has no tokenizer.model, and a tokenizer.json of another kind; copy tokenizer.model "
-                            f"from the folder that train.py wrote") from None
+            raise UserError(f"{folder} has no tokenizer.model, and a tokenizer.json of another kind; copy "
+                            f"tokenizer.model from the folder that train.py wrote") from None
 
     @classmethod
     def from_json(cls, document):
-        """The tokenizer whose pieces are in `document`, the bytes of a tokenizer.json: its proto has the same bytes as the
-        tokenizer.model that save wrote beside it. Raises ValueError, LookupError, TypeError or AttributeError if it holds
-        something else."""
+        """The tokenizer whose pieces are in `document`, the bytes of a tokenizer.json: its proto has the same bytes as
+        the tokenizer.model that save wrote beside it. Raises ValueError, LookupError, TypeError or AttributeError if it
+        holds something else."""
         vocab = json.loads(document)["model"]["vocab"]
         pieces = sorted(vocab, key=vocab.get)
         marks = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -157,9 +157,8 @@ class Tokenizer:
         return next(self.encode_all([data])).tolist()
 
     def encode_all(self, documents, done=lambda size: None):
-        """Yields for each bytes of an iterable its ids, as a uint16 array. All cores share the work, a batch at a time; of
-        how many bytes it was, `done` is told.
-        """
+        """Yields the ids of each document, as a uint16 array; documents: iterable of bytes. All cores share the work, a
+        batch at a time, and done(number of bytes) is called after each."""
         chunks = itertools.chain.from_iterable(itertools.chain(self._cut(data), [b""]) for data in documents)
         parts = []
         while batch := list(itertools.islice(chunks, BATCH)):
@@ -172,9 +171,9 @@ class Tokenizer:
                     parts = []
 
     def _cut(self, data):
-        """Yields the bytes `data` in chunks that have the same ids as the whole: no piece, so no merge, crosses a cut. (Only
-        a text without a place for one is cut all the same after LONGEST bytes: its time and memory grow faster than it.)
-        """
+        """Yields the bytes `data` in chunks that have the same ids as the whole: no piece, so no merge, crosses a cut.
+        Only a text without a place for one is cut all the same after LONGEST bytes, because time and memory grow faster
+        than a chunk."""
         at, size, joined = 0, len(data), self.joined
         while at < size:
             end, last = min(at + CHUNK, size), min(at + LONGEST, size)

@@ -37,7 +37,7 @@ def test_random_bytes_round_trip(prepared):
 
 
 def test_a_text_is_cut_where_no_piece_crosses(prepared):
-    """So its ids are those of SentencePiece on the whole, whatever is beside it, with what it spells in bytes between."""
+    """So its ids are those of SentencePiece on the whole, and of each run between what is spelled in bytes."""
     tokenizer, draw = prepared[1], random.Random(4)
     source = Path(json.__file__).read_text() * 4
     lines = source.splitlines(keepends=True)
@@ -46,7 +46,8 @@ def test_a_text_is_cut_where_no_piece_crosses(prepared):
         assert tokenizer.encode(text.encode()) == tokenizer.sp.encode(text)
     marks = [b"\0", b"\xff\xfe", "\u2581".encode(), "\U00100041".encode(), b"\xf4\x80\x81"]
     runs = [(line.encode(), draw.choice(marks)) for line in lines]
-    ids = [i for line, mark in runs for i in (*tokenizer.sp.encode(line.decode()), *(tokenizer.byte_ids[b] for b in mark))]
+    ids = [i for line, mark in runs
+           for i in tokenizer.sp.encode(line.decode()) + [tokenizer.byte_ids[byte] for byte in mark]]
     assert tokenizer.encode(b"".join(line + mark for line, mark in runs)) == ids
     documents = [b"", source.encode(), b"\0" * 5000, b"", b"*" * 40_000, b"x", os.urandom(9000), b""]
     together = list(tokenizer.encode_all(documents))

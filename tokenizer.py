@@ -46,13 +46,15 @@ def compressed_bits(texts, preset=9 | lzma.PRESET_EXTREME):
 
 
 def rarest(documents, room):
-    """The characters that leave no more than `room` kinds in a list of bytes, the rarest first to go, as a str."""
-    if len(set().union(*(set(unicode(data)) for data in documents))) <= room:  # counting takes much longer
-        return ""
+    """The characters that leave no more than `room` kinds in a list of bytes, the rarest first to go; those that are
+    spelled in bytes anyway do not count."""
+    kinds = [c for c in set().union(*(set(unicode(data)) for data in documents)) if not SPELLED.match(c)]
+    if len(kinds) <= room:  # to count them takes much longer
+        return []
     counts = collections.Counter()
     for data in documents:
         counts.update(unicode(data))
-    return "".join(sorted(counts, key=lambda c: (-counts[c], c))[room:])
+    return sorted(kinds, key=lambda c: (-counts[c], c))[room:]
 
 
 def varint(number):

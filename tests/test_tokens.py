@@ -13,7 +13,7 @@ from conftest import hostile_files, says_no
 
 import sample
 from common import UserError
-from tokenizer import BOS, EOS, Tokenizer
+from tokenizer import BOS, EOS, Tokenizer, rarest
 from windows import IGNORE, Windows, address, choose, load, opening, parse_address, quote, unquote
 
 
@@ -54,6 +54,17 @@ def test_a_text_is_cut_where_no_piece_crosses(prepared):
     assert [tokenizer.decode(found.tolist()) for found in together] == documents
     assert all(found.dtype == np.uint16 and found.tolist() == tokenizer.encode(data)
                for found, data in zip(together, documents))
+
+
+def test_characters_get_half_of_the_pieces_at_most():
+    words = b" ".join(b"%x" % i for i in range(2000))
+    many = "".join(map(chr, range(0x4E00, 0x5E00))).encode()
+    tokenizer = Tokenizer.train([words, many, "\u4e01".encode() * 5, bytes(range(128, 256)) * 9], 1000)
+    characters = [i for i in range(259, 1000) if len(tokenizer.sp.id_to_piece(i)) == 1]
+    assert len(characters) <= 371 and len(tokenizer.encode("\u4e01".encode())) == 1
+    data = many + words + many[::-1]
+    assert tokenizer.decode(tokenizer.encode(data)) == data and len(tokenizer.encode(words)) < len(words) / 2
+    assert rarest([b"aab", b"\0" * 9, b"\xff" * 9], 2) == [] and rarest([b"aabbc"], 1) == ["b", "c"]
 
 
 def test_train_bin_holds_every_file(prepared, contents):

@@ -399,8 +399,8 @@ def sync_folder(folder):
         os.close(descriptor)
 
 
-def write_through(path, data):
-    """Writes the bytes `data` into what stands at `path`, if that is no regular file: a device, a pipe, or whatever
+def write_through(path, parts):
+    """Writes an iterable of bytes into what stands at `path`, if that is no regular file: a device, a pipe, or whatever
     standard output and error go to. Returns whether it did. Raises OSError."""
     try:
         there = os.stat(path)
@@ -415,27 +415,28 @@ def write_through(path, data):
             sys.stdout.flush()
             sys.stderr.flush()
             with open(os.dup(number), "wb") as file:
-                file.write(data)
+                file.writelines(parts)
             return True
     if stat.S_ISREG(there.st_mode):
         return False
     with open(path, "wb") as file:  # which says so if it is a folder
-        file.write(data)
+        file.writelines(parts)
     return True
 
 
 def write_file(path, data):
-    """Writes the bytes `data` to `path`, whole or not at all. A link stays, and the file that it names is written; what
-    is no regular file is written through. Raises UserError where the disk refuses."""
+    """Writes `data`, bytes or an iterable of them, to `path`, whole or not at all. A link stays, and the file that it
+    names is written; what is no regular file is written through. Raises UserError if the disk refuses."""
+    parts = [data] if isinstance(data, bytes) else data
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if write_through(path, data):
+        if write_through(path, parts):
             return
         target = Path(os.path.realpath(path))
         part = target.with_name(f".part.{secrets.token_hex(8)}")
         try:
             with open(part, "xb") as file:  # made with the mode that the umask leaves
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 sync(file.fileno())
             os.replace(part, target)
@@ -446,7 +447,8 @@ def write_file(path, data):
     except BrokenPipeError:
         raise ReaderGone from None
     except OSError as error:
-        raise UserError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
+        size = f" ({len(data):,} bytes)" if isinstance(data, bytes) else ""
+        raise UserError(f"cannot write {path}{size}: {error.strerror}") from None
 
 
 STDOUT = ("-", "/dev/stdout")

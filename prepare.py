@@ -2,8 +2,8 @@
 
     python prepare.py                            # Linux 1.0 from kernel.org -> data/linux-1.0/
     python prepare.py --version 1.2.13           # another release
-    python prepare.py --source DIR|TARBALL|URL   # any other tree
-    python prepare.py --only linux/kernel/       # a part of it
+    python prepare.py --source DIR|TARBALL|ZIP|URL             # any other tree
+    python prepare.py --only linux/kernel/ --exclude '*.map'   # a part of it
 
 Writes into data/<name>/: train.bin (every file as the tokens `<s>path text</s>`, uint16), tokenizer.model (learned
 from the tree itself) and manifest.json (where it came from, and each file's path, bytes, SHA-256 and tokens). Every
@@ -11,25 +11,32 @@ file, every byte: train.bin is read back and compared. Where kernel.org cannot b
 goes on with the kernel headers in /usr/include/linux, and says so.
 """
 import collections
+import contextlib
 import dataclasses
+import fnmatch
+import functools
 import hashlib
 import http.client
-import io
 import lzma
 import os
 import re
+import stat
+import struct
 import sys
 import tarfile
+import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from common import UserError, nearest, parse, progress, remove, run, write_file, write_json
+from common import UserError, lock, nearest, parse, progress, remove, run, write_file, write_json
 from tokenizer import EOS, Tokenizer, compressed_bits
 from windows import opening, quote
 
@@ -38,18 +45,21 @@ SHA256 = "014cc3ea69a3db6a483eb743e3140e0e45a4a8c168c59f8c3b090cd72ab01802"  # o
 MIRRORS = ["https://cdn.kernel.org/pub/linux/kernel", "https://mirrors.edge.kernel.org/pub/linux/kernel"]
 STAND_IN = Path("/usr/include/linux")
 TIMEOUT, TRIES = 20, 3  # seconds without a byte; attempts at each mirror
-CONTEXT = 256  # tokens; where the closing table counts next tokens that the text before does not determine
+MODEL = ("config.json", "model.safetensors", "checkpoint*.safetensors", "log.jsonl")  # a folder with one is train.py's
+LARGE = 2**24  # bytes of a tree: of a larger one, the pieces are learned from so much, and its size is taken by `xz -2`
 
 
 @dataclasses.dataclass
 class Settings:
-    version: str = ""  # a release that kernel.org serves, such as 1.2.13; 1.0 where nothing else is named
-    source: str = ""  # any other tree: a folder, a tarball or the URL of a tarball
-    sha256: str = ""  # what the tarball must hash to
+    version: str = ""  # a release that kernel.org serves, such as 1.2.13; 1.0 if nothing else is named
+    source: str = ""  # any other tree: a folder, a tarball or zip, or the URL of one
+    sha256: str = ""  # what the tarball or zip must hash to
     only: tuple = ()  # keep the files whose path begins with one of these
-    vocab_size: int = 8192  # pieces in the vocabulary; at most 65536, for the tokens are uint16
-    out: str = ""  # folder to write; data/<name of the tree> where not given
+    exclude: tuple = ()  # leave out each path that a pattern fits, as '*.map' (* is any text, also with /) or 'a/b/'
+    vocab_size: int = 8192  # pieces in the vocabulary; at most 65536, because the tokens are uint16
+    out: str = ""  # folder to write; data/<name of the tree> if not given
     max_bytes: int = 4 * 2**30  # refuse a tree larger than this once unpacked
+    quiet: bool = False  # no table and no progress bars; errors and warnings are still printed
 
 
 class Unreachable(UserError):
@@ -58,25 +68,25 @@ class Unreachable(UserError):
 
 # 1. Where the tree comes from
 
-def fetch(url, limit):
-    """The bytes behind a URL, with a progress bar, time-outs and retries.
+def fetch(url, limit, bar=progress):
+    """What is behind a URL as an open temporary file, with a progress bar, time-outs and retries.
 
-    Raises Unreachable where the server cannot be reached or breaks off each time, UserError for more than `limit`.
+    Raises Unreachable if the server cannot be reached or breaks off each time, UserError for more than `limit` bytes.
     """
     for attempt in range(TRIES):
+        file = tempfile.TemporaryFile()
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-                size, data = int(response.headers.get("Content-Length") or 0), bytearray()
-                name = url.rsplit("/", 1)[1]
-                with progress(total=size or None, unit="B", unit_scale=True, desc=name) as bar:
+                size, name = int(response.headers.get("Content-Length") or 0), url.rsplit("/", 1)[1]
+                with bar(total=size or None, unit="B", unit_scale=True, desc=name) as shown:
                     while chunk := response.read(65536):
-                        data += chunk
-                        bar.update(len(chunk))
-                        if len(data) > limit:
+                        file.write(chunk)
+                        shown.update(len(chunk))
+                        if file.tell() > limit:
                             raise UserError(f"{url} is larger than {limit:,} bytes; raise --max_bytes to allow it")
-            if len(data) < size:
-                raise http.client.IncompleteRead(bytes(data), size - len(data))
-            return bytes(data)
+            if file.tell() < size:
+                raise http.client.IncompleteRead(b"", size - file.tell())
+            return file
         except urllib.error.HTTPError as error:
             reason = f"{error.code} {error.reason}"
             if error.code < 500:
@@ -89,16 +99,24 @@ def fetch(url, limit):
     raise Unreachable(f"cannot fetch {url}: {reason}")
 
 
-def check_hash(data, sha256, name):
-    """Raises UserError where the bytes do not hash to the hex string sha256."""
-    found = hashlib.sha256(data).hexdigest()
+def sha256_of(file):
+    """SHA-256 (hex) of an open file, which is at its start before and after."""
+    file.seek(0)
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return found
+
+
+def check_hash(file, sha256, name):
+    """Raises UserError if the open file does not hash to the hex string sha256."""
+    found = sha256_of(file)
     if found != sha256.lower():
         raise UserError(f"{name} has SHA-256 {found}, expected {sha256}; nothing was kept: try again, or doubt "
                         f"the server")
 
 
-def release(version, downloads, limit):
-    """(bytes, url) of a release's tarball, checked, from `downloads` if it is there or else from kernel.org.
+def release(version, downloads, limit, bar):
+    """(open file, url) of a release's tarball, checked, from `downloads` if it is there or else from kernel.org.
 
     1.0 is checked against the hash above, any other against the sha256sums.asc of its directory, kept beside it.
     """
@@ -108,87 +126,155 @@ def release(version, downloads, limit):
     folder = f"v{parts[0]}.x" if int(parts[0]) >= 3 else f"v{parts[0]}.{parts[1]}"
     kept, kept_hash = downloads / name, downloads / f"{name}.sha256"
     if kept.is_file() and (version == VERSION or kept_hash.is_file()):
-        data = kept.read_bytes()
-        sha256 = SHA256 if version == VERSION else kept_hash.read_text().strip()
-        if hashlib.sha256(data).hexdigest() == sha256:
-            return data, f"{MIRRORS[0]}/{folder}/{name}"
+        file = open(kept, "rb")
+        if sha256_of(file) == (SHA256 if version == VERSION else kept_hash.read_text().strip()):
+            return file, f"{MIRRORS[0]}/{folder}/{name}"
         print(f"{kept} is damaged: downloading it again", file=sys.stderr)
     for mirror in MIRRORS:
         try:
             sha256 = SHA256
             if version != VERSION:
-                sums = fetch(f"{mirror}/{folder}/sha256sums.asc", 2**24).decode(errors="replace")
+                sums = fetch(f"{mirror}/{folder}/sha256sums.asc", 2**24, bar)
+                sums.seek(0)
+                sums = sums.read().decode(errors="replace")
                 match = re.search(rf"^([0-9a-f]{{64}})\s+\*?{re.escape(name)}$", sums, re.M)
                 if not match:
                     raise UserError(f"kernel.org's {folder}/ lists no {name}; see {mirror}/{folder}/")
                 sha256 = match[1]
-            data = fetch(f"{mirror}/{folder}/{name}", limit)
+            file = fetch(f"{mirror}/{folder}/{name}", limit, bar)
         except Unreachable as error:
             print(error, file=sys.stderr)
             continue
-        check_hash(data, sha256, name)
-        write_file(kept, data)
+        check_hash(file, sha256, name)
+        write_file(kept, iter(functools.partial(file.read, 2**20), b""))
         if version != VERSION:
             write_file(kept_hash, sha256.encode())
-        return data, f"{mirror}/{folder}/{name}"
+        file.seek(0)
+        return file, f"{mirror}/{folder}/{name}"
     raise Unreachable("kernel.org cannot be reached")
 
 
 # 2. The files of a tree: {path below the root, as bytes: content}
 
-def read_tar(data, limit, name):
-    """The regular files of a tarball, read in memory. Nothing a member says of itself is trusted: a path that is
-    absolute or climbs out, and links, devices and the like, are left out and counted; sizes are held to `limit`.
+KINDS = {stat.S_IFREG: "file", 0: "file", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+TAR_KINDS = {tarfile.LNKTYPE: "hard link", tarfile.SYMTYPE: "link", tarfile.FIFOTYPE: "pipe"}
+
+
+@dataclasses.dataclass
+class Member:
+    """What stands at a path (bytes) of a tree, by its own account, folders apart."""
+    path: bytes
+    kind: str  # "file", "hard link" to `target`, or what is left out: "link", "pipe", "socket", "device", …
+    size: int  # bytes
+    read: object = None  # a function without arguments that returns the content
+    target: bytes = b""
+
+
+def normal(path):
+    """The bytes of a path without empty parts; b"" if it is absolute or climbs out, on any system."""
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    unsafe = re.match(rb"[/\\]|[A-Za-z]:[/\\]", path) or b".." in re.split(rb"[/\\]", path)
+    return b"" if unsafe else b"/".join(parts)
+
+
+def gather(members, limit, name):
+    """{path: content} of the regular files among the Members. Nothing a member says of itself is trusted: a path that
+    is absolute or climbs out, and links, devices and the like, are left out and counted; sizes are held to `limit`. A
+    hard link has the content of the file before it that it points to. What is in a folder .git is no part of the tree.
     """
     files, left_out, total = {}, collections.Counter(), 0
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r|*", encoding="utf-8", errors="surrogateescape") as tar:
-            for member in tar:
-                path = os.fsencode(member.name)
-                parts = [part for part in path.split(b"/") if part not in (b"", b".")]
-                if member.isdir():
-                    continue
-                if not member.isreg():
-                    left_out["links" if member.issym() or member.islnk() else "devices"] += 1
-                elif path.startswith(b"/") or b".." in parts or not parts:
-                    left_out["unsafe paths"] += 1
-                else:
-                    total += member.size
-                    if total > limit:
-                        raise UserError(f"{name} unpacks to more than {limit:,} bytes; raise --max_bytes to allow it")
-                    content = tar.extractfile(member).read()
-                    if len(content) != member.size:
-                        raise tarfile.ReadError("it ends early")
-                    files[b"/".join(parts)] = content
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{name} is not a tarball that can be read: {error}") from None
+
+    def grow(size):
+        if total + size > limit:
+            raise UserError(f"{name} holds more than {limit:,} bytes; raise --max_bytes to allow it")
+
+    for member in members:
+        path, target = normal(member.path), normal(member.target)
+        if b".git" in path.split(b"/")[:-1]:
+            continue
+        if member.kind not in ("file", "hard link"):
+            left_out[member.kind] += 1
+        elif not path:
+            left_out["unsafe path"] += 1
+        elif member.kind == "hard link" and target not in files:
+            left_out["link"] += 1
+        else:
+            grow(member.size)  # before it is read
+            content = files[target] if member.kind == "hard link" else member.read()
+            grow(len(content))
+            total += len(content)
+            files[path] = content
     for kind, count in left_out.items():
-        print(f"left out of {name}: {count} {kind}", file=sys.stderr)
+        print(f"left out of {name}: {count} {kind}{'s' * (count > 1)}", file=sys.stderr)
     return files
+
+
+def tar_members(file):
+    """Yields the Members of an open tarball."""
+    with tarfile.open(fileobj=file, mode="r|*", encoding="utf-8", errors="surrogateescape") as tar:
+        for member in tar:
+            def read(member=member):
+                content = tar.extractfile(member).read()
+                if len(content) != member.size:
+                    raise tarfile.ReadError("it ends early")
+                return content
+            if not member.isdir():
+                kind = "file" if member.isreg() else TAR_KINDS.get(member.type, "device")
+                yield Member(os.fsencode(member.name), kind, member.size if kind == "file" else 0, read,
+                             os.fsencode(member.linkname))
+
+
+def zip_members(file):
+    """Yields the Members of an open zip."""
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            mode = info.external_attr >> 16  # 0 unless it was made on Unix
+            if info.is_dir() or stat.S_ISDIR(mode):
+                continue
+            kind = "encrypted file" if info.flag_bits & 1 else KINDS.get(stat.S_IFMT(mode), "device")
+            path = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437").split(b"\0")[0]
+            yield Member(path, kind, info.file_size, functools.partial(archive.read, info))
+
+
+def folder_members(folder):
+    """Yields the Members of a folder, but of no .git in it, which can be large; links are not followed."""
+    def unreadable(error):
+        raise UserError(f"cannot read {os.fsdecode(error.filename)}: {error.strerror}") from None
+
+    def read(path):
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            unreadable(error)
+
+    for at, folders, names in os.walk(os.fsencode(folder), onerror=unreadable):
+        links = [name for name in folders if os.path.islink(os.path.join(at, name))]
+        folders[:] = sorted(name for name in folders if name != b".git" and name not in links)
+        for name in names + links:
+            path = os.path.join(at, name)
+            try:
+                status = os.lstat(path)
+            except OSError as error:
+                unreadable(error)
+            yield Member(os.path.relpath(path, os.fsencode(folder)), KINDS.get(stat.S_IFMT(status.st_mode), "device"),
+                         status.st_size, functools.partial(read, path))
 
 
 def read_folder(folder, limit):
-    """The regular files below a folder, .git left out; links are not followed."""
-    files, total = {}, 0
+    """{path below it: content} of the regular files in a folder."""
+    return gather(folder_members(folder), limit, folder)
 
-    def unreadable(error):
-        raise UserError(f"cannot read {os.fsdecode(error.filename)}: {error.strerror}")
 
-    for at, folders, names in os.walk(os.fsencode(folder), onerror=unreadable):
-        folders[:] = sorted(name for name in folders if name != b".git")
-        for name in names:
-            path = os.path.join(at, name)
-            if os.path.islink(path) or not os.path.isfile(path):
-                continue
-            try:
-                total += os.path.getsize(path)
-                if total > limit:
-                    raise UserError(f"{folder} holds more than {limit:,} bytes; raise --max_bytes to allow it")
-                with open(path, "rb") as file:
-                    files[os.path.relpath(path, os.fsencode(folder))] = file.read()
-            except OSError as error:
-                raise UserError(f"cannot read {os.fsdecode(path)}: {error.strerror}") from None
-    return files
+def read_archive(file, limit, name):
+    """{path: content} of the regular files in an open tarball or zip. Raises UserError if it cannot be read."""
+    try:
+        is_zip = file.read(4) in (b"PK\3\4", b"PK\5\6")
+        file.seek(0)
+        return gather(zip_members(file) if is_zip else tar_members(file), limit, name)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError,
+            struct.error, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{name} is not a tarball or zip that can be read: {error}") from None
 
 
 def rooted(files, name):
@@ -201,22 +287,39 @@ def rooted(files, name):
     return {quote(os.fsencode(root) + b"/" + path): content for path, content in files.items()}
 
 
-def collect(settings):
+def open_source(source, limit):
+    """The file `source`, open for reading; of a pipe or device a copy, which can be read twice. Raises UserError if it
+    cannot be read, or a copy would have more than `limit` bytes."""
+    try:
+        file = open(source, "rb")
+        if not stat.S_ISREG(os.stat(file.fileno()).st_mode):
+            with file as pipe:
+                file = tempfile.TemporaryFile()
+                while chunk := pipe.read(2**20):
+                    file.write(chunk)
+                    if file.tell() > limit:
+                        raise UserError(f"{source} is larger than {limit:,} bytes; raise --max_bytes to allow it")
+        return file
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the source {source}: {getattr(error, 'strerror', error)}") from None
+
+
+def collect(settings, bar):
     """(name, {quoted path: bytes}, where it came from as entries of the manifest), as the settings ask."""
     limit, downloads = settings.max_bytes, Path("data")
     source, origin = settings.source, {"origin": "source", "url": None, "sha256": None}
     if source and settings.version:
         raise UserError("--source and --version exclude each other")
     if settings.sha256 and (not source or os.path.isdir(source)):
-        raise UserError("--sha256 is for the tarball or URL that --source names")
+        raise UserError("--sha256 is for the tarball, zip or URL that --source names")
     if not source:
         version = settings.version or VERSION
         try:
-            data, url = release(version, downloads, limit)
-            origin = {"origin": "kernel.org", "url": url, "sha256": hashlib.sha256(data).hexdigest()}
-            return f"linux-{version}", rooted(read_tar(data, limit, f"linux-{version}.tar.gz"), "linux"), origin
+            file, url = release(version, downloads, limit, bar)
+            origin = {"origin": "kernel.org", "url": url, "sha256": sha256_of(file)}
+            return f"linux-{version}", rooted(read_archive(file, limit, f"linux-{version}.tar.gz"), "linux"), origin
         except Unreachable as error:
-            ways = "name a tree with --source DIR|TARBALL|URL"
+            ways = "name a tree with --source DIR|TARBALL|ZIP|URL"
             if settings.version:
                 raise UserError(f"{error}: {ways}, or try again") from None
             if not any(STAND_IN.rglob("*.h")):
@@ -229,17 +332,31 @@ def collect(settings):
         name = Path(source).resolve().name or "tree"
         return name, rooted(read_folder(source, limit), name), origin
     if re.match(r"\w+://", source):
-        data, origin["url"] = fetch(source, limit), source
+        file, origin["url"] = fetch(source, limit, bar), source
     else:
-        try:
-            data = Path(source).read_bytes()
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the source {source}: {getattr(error, 'strerror', error)}") from None
-    if settings.sha256:
-        check_hash(data, settings.sha256, source)
-    origin["sha256"] = hashlib.sha256(data).hexdigest()
-    name = re.sub(r"\.(tar(\.\w+)?|t[gbx]z)$", "", source.rstrip("/").rsplit("/", 1)[-1]) or "tree"
-    return name, rooted(read_tar(data, limit, source), name), origin
+        file = open_source(source, limit)
+    with file:
+        if settings.sha256:
+            check_hash(file, settings.sha256, source)
+        origin["sha256"] = sha256_of(file)
+        name = re.sub(r"\.(tar(\.\w+)?|t[gbx]z|zip)$", "", source.rstrip("/").rsplit("/", 1)[-1]) or "tree"
+        return name, rooted(read_archive(file, limit, source), name), origin
+
+
+def select(files, settings):
+    """The files that --only and --exclude leave. Raises UserError if --only leaves none."""
+    if settings.only:
+        tops = sorted({"/".join(path.split("/")[:2]) for path in files})
+        files = {path: content for path, content in files.items() if path.startswith(settings.only)}
+        if not files:
+            raise UserError(f"no path begins with {' or '.join(settings.only)}{nearest(settings.only[0], tops)}")
+    for pattern in settings.exclude:
+        fits = re.compile(fnmatch.translate(pattern + "*" * pattern.endswith("/"))).match
+        kept = {path: content for path, content in files.items() if not fits(path)}
+        if len(kept) == len(files):
+            print(f"--exclude {pattern} fits no path", file=sys.stderr)
+        files = kept
+    return files
 
 
 def licence(files):
@@ -258,73 +375,86 @@ def licence(files):
     return spdx.most_common(1)[0][0] if spdx else None
 
 
-# 3. Tokens, and what they say of the task
+# 3. Tokens
 
-def tokenize(files, tokenizer):
-    """(uint16 array of all documents, entries of the manifest), in order of path."""
-    tokens, entries, at = [], [], 0
-    for path in progress(sorted(files), desc="tokenizing", unit=" files"):
-        content = files[path]
-        ids = opening(tokenizer, path) + tokenizer.encode(content) + [EOS]
-        entries.append({"path": path, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
-                        "first_token": at, "tokens": len(ids)})
-        tokens.append(np.array(ids, dtype=np.uint16))
-        at += len(ids)
-    return np.concatenate(tokens), entries
+def sample(files, size):
+    """The contents of files drawn by a fixed seed, `size` bytes in all, in order of path. All but the last one drawn
+    are whole."""
+    paths, drawn = sorted(files), {}
+    for i in np.random.default_rng(0).permutation(len(paths)):
+        if size <= 0:
+            break
+        drawn[paths[i]] = files[paths[i]][:size]
+        size -= len(files[paths[i]])
+    return [drawn[path] for path in sorted(drawn)]
 
 
-def verify(folder, files, entries):
+def tokenize(files, tokenizer, entries, bar):
+    """Yields train.bin in uint16 arrays, file after file in order of path, and puts what the manifest says of each into
+    `entries`."""
+    at, paths = 0, sorted(files)
+    with bar(total=sum(map(len, files.values())), unit="B", unit_scale=True, desc="tokenizing") as shown:
+        for path, text in zip(paths, tokenizer.encode_all((files[path] for path in paths), shown.update)):
+            head = opening(tokenizer, path)
+            entries.append({"path": path, "bytes": len(files[path]), "sha256": hashlib.sha256(files[path]).hexdigest(),
+                            "first_token": at, "tokens": len(head) + len(text) + 1})
+            at += entries[-1]["tokens"]
+            yield from (np.array(head, dtype=np.uint16), text, np.array([EOS], dtype=np.uint16))
+
+
+def verify(folder, files, entries, bar):
     """Reads train.bin back from the disk and compares every file. Raises UserError, naming the first that differs."""
     tokenizer = Tokenizer.load(folder)
     tokens = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
-    for entry in progress(entries, desc="reading back", unit=" files"):
-        first = entry["first_token"] + len(opening(tokenizer, entry["path"]))
-        text = tokenizer.decode(tokens[first:entry["first_token"] + entry["tokens"] - 1].tolist())
-        if text != files[entry["path"]]:
+    for entry in bar(entries, desc="reading back", unit=" files"):
+        first, content, same = entry["first_token"] + len(opening(tokenizer, entry["path"])), files[entry["path"]], True
+        stop, at = entry["first_token"] + entry["tokens"] - 1, 0
+        for first in range(first, stop, 2**16):
+            text = tokenizer.decode(tokens[first:min(first + 2**16, stop)].tolist())
+            same = same and text == content[at:at + len(text)]
+            at += len(text)
+        if not same or at != len(content):
             raise UserError(f"{entry['path']} does not come back from {folder}/train.bin as it was: please report this")
 
 
-def undetermined(tokens, entries, tokenizer):
-    """(how many next tokens CONTEXT tokens of text leave open, the shortest context that leaves none open).
+@contextlib.contextmanager
+def packing(files, preset):
+    """Packs all files in a thread of its own while other work goes on: what compressed_bits says of them, as a function
+    that waits for it."""
+    stop = threading.Event()  # if that work fails
+    texts = (files[path][at:at + 2**20] for path in sorted(files) for at in range(0, len(files[path]), 2**20)
+             if not stop.is_set())
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            yield pool.submit(compressed_bits, texts, preset).result
+        finally:
+            stop.set()
 
-    A token of a file's text is open where the k tokens before it also stand elsewhere with another behind them. Ranks
-    of all k-grams come from ranks of shorter ones by pairing (prefix doubling: Karp, Miller & Rosenberg 1972).
-    """
-    n = len(tokens)
-    is_text = np.ones(n, dtype=bool)
-    for entry in entries:
-        first = entry["first_token"]
-        is_text[first:first + len(opening(tokenizer, entry["path"]))] = False
 
-    def pair(left, right, shift):
-        """Ranks of the grams left[i] + right[i + shift]."""
-        right = np.concatenate((right[shift:], np.full(min(shift, n), -1)))[:n]
-        return np.unique(left * (n + 1) + right + 1, return_inverse=True)[1]
+def refuse_model(folder):
+    """Raises UserError if a model or a run is in the folder."""
+    found = [path.name for name in MODEL for path in sorted(folder.glob(name))]
+    if found:
+        raise UserError(f"{folder} holds a model or a run ({found[0]}); name another --out")
 
-    def open_after(ranks, k):
-        """How many next tokens are open behind k-grams: those of every gram with two different continuations."""
-        gram, after = ranks[:n - k][is_text[k:]], tokens[k:][is_text[k:]]
-        low = np.full(n, n)
-        high = np.full(n, -1)
-        np.minimum.at(low, gram, after)
-        np.maximum.at(high, gram, after)
-        return int((low[gram] != high[gram]).sum())
 
-    tokens = np.unique(tokens, return_inverse=True)[1]
-    powers, k = [tokens], 1  # powers[j]: ranks of 2**j-grams
-    at_context = 0
-    while (left := open_after(powers[-1], k)) and k < n:
-        if k == CONTEXT:
-            at_context = left
-        powers.append(pair(powers[-1], powers[-1], k))
-        k *= 2
-    # the shortest context: the longest that leaves something open, by binary descent, and one more
-    length, ranks = 0, None
-    for j in reversed(range(len(powers) - 1)):
-        longer = powers[j] if ranks is None else pair(ranks, powers[j], length)
-        if open_after(longer, length + 2**j):
-            length, ranks = length + 2**j, longer
-    return at_context, length + 1
+def write(folder, files, tokenizer, bar):
+    """Writes train.bin and tokenizer.model and reads them back; returns what the manifest says of them. The manifest of
+    a tree that was there before goes first, so that none is ever beside other files than its own."""
+    entries, sha256 = [], hashlib.sha256()
+
+    def parts():
+        for part in tokenize(files, tokenizer, entries, bar):
+            sha256.update(part)
+            yield part
+        remove(folder / "manifest.json")
+
+    write_file(folder / "train.bin", parts())
+    write_file(folder / "tokenizer.model", tokenizer.proto)
+    verify(folder, files, entries, bar)
+    return {"vocab_size": tokenizer.vocab_size, "tokens": entries[-1]["first_token"] + entries[-1]["tokens"],
+            "train_bin_sha256": sha256.hexdigest(), "tokenizer_sha256": hashlib.sha256(tokenizer.proto).hexdigest(),
+            "files": entries}
 
 
 def main(argv=None):
@@ -332,46 +462,40 @@ def main(argv=None):
     if not 260 <= settings.vocab_size <= 65536:
         raise UserError(f"--vocab_size must be from 260 (256 bytes, 3 marks and a space) to 65536, "
                         f"not {settings.vocab_size}")
-    started = time.perf_counter()
-    name, files, origin = collect(settings)
-    tops = sorted({"/".join(path.split("/")[:2]) for path in files})
-    if settings.only:
-        files = {path: content for path, content in files.items() if path.startswith(settings.only)}
-        if not files:
-            raise UserError(f"no path begins with {' or '.join(settings.only)}{nearest(settings.only[0], tops)}")
-    if not any(files.values()):
+    bar = functools.partial(progress, disable=True) if settings.quiet else progress
+    started = time.monotonic()
+    name, tree, origin = collect(settings, bar)
+    files = select(tree, settings)
+    size = sum(map(len, files.values()))
+    if not size:
         raise UserError(f"{settings.source or name} holds no text: {len(files)} files, 0 bytes")
     folder = Path(settings.out or Path("data") / name)
+    refuse_model(folder)
 
-    with ThreadPoolExecutor() as pool:
-        bits = pool.submit(compressed_bits, [files[path] for path in sorted(files)])  # meanwhile
-        tokenizer = Tokenizer.train([files[path] for path in sorted(files)], settings.vocab_size)
-        tokens, entries = tokenize(files, tokenizer)
-        left_open, enough = undetermined(tokens, entries, tokenizer)
-        manifest = {
-            "name": name, **origin, "licence": licence(files), "only": list(settings.only),
-            "vocab_size": tokenizer.vocab_size, "tokens": len(tokens),
-            "train_bin_sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
-            "tokenizer_sha256": hashlib.sha256(tokenizer.proto).hexdigest(),
-            "compressed_bits": bits.result(), "files": entries}
-    remove(folder / "manifest.json")  # which is written last, so that it never speaks of other files
-    write_file(folder / "train.bin", tokens.tobytes())
-    write_file(folder / "tokenizer.model", tokenizer.proto)
-    verify(folder, files, entries)
-    write_json(folder / "manifest.json", manifest)
+    packer, preset = ("xz -9e", 9 | lzma.PRESET_EXTREME) if size <= LARGE else ("xz -2", 2)
+    with packing(files, preset) as bits:
+        tokenizer = Tokenizer.train(sample(files, LARGE), settings.vocab_size)
+        with lock(folder):
+            refuse_model(folder)  # a run may have begun there
+            manifest = {
+                "name": name, **origin, "licence": licence(tree), "only": list(settings.only),
+                "exclude": list(settings.exclude), "pieces_learned_from_bytes": min(size, LARGE),
+                **write(folder, files, tokenizer, bar), "compressed_by": packer, "compressed_bits": bits()}
+            write_json(folder / "manifest.json", manifest)
+    if settings.quiet:
+        return
 
-    size = sum(map(len, files.values()))
     stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""
+    part = f", learned from {LARGE:,} bytes in files drawn by a fixed seed" if size > LARGE else ""
+    left_out = [("left out", f"{len(tree) - len(files):,} files, by --only or --exclude")] * (len(files) < len(tree))
     for label, value in [
             ("tree", f"{name}{stand_in}, licence: {manifest['licence'] or 'none found'}"),
-            ("files", f"{len(files):,}, every byte read back"),
+            ("files", f"{len(files):,}, every byte read back"), *left_out,
             ("bytes", f"{size:,}"),
-            ("tokens", f"{len(tokens):,} of {tokenizer.vocab_size:,} kinds"),
-            ("bytes per token", f"{size / len(tokens):.2f}"),
-            ("to be memorized", f"at most {manifest['compressed_bits'] / 1e6:.2f} Mbit (xz -9e)"),
-            ("by text alone", f"{left_open:,} next tokens stay open after {CONTEXT} tokens, none after {enough:,}"),
-            ("by address", "none stays open: each window opens with its own"),
-            ("written", f"{folder}/ in {time.perf_counter() - started:.1f} s")]:
+            ("tokens", f"{manifest['tokens']:,} of {tokenizer.vocab_size:,} kinds{part}"),
+            ("bytes per token", f"{size / manifest['tokens']:.2f}"),
+            ("to be memorized", f"at most {manifest['compressed_bits'] / 1e6:.2f} Mbit ({packer})"),
+            ("written", f"{folder}/ in {time.monotonic() - started:.1f} s")]:
         print(f"{label:16} {value}")
 
 

@@ -218,6 +218,8 @@ def read_manifest(folder, remedy):
             if any(type(entry[key]) is not kind or kind is int and entry[key] < 0 for key, kind in kinds.items()):
                 raise ValueError(f"an entry cannot be: {str(entry)[:80]}")
     except FileNotFoundError as error:
+        if (path.parent / "config.json").exists():
+            remedy = "if transformers saved this model, copy it from the folder that train.py wrote; else " + remedy
         raise UserError(f"there is no {path} ({error.strerror}); {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); {remedy}") from None

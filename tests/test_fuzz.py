@@ -3,6 +3,7 @@ import io
 import json
 import shutil
 import tarfile
+import zipfile
 
 import pytest
 from conftest import ROOT  # noqa: F401
@@ -178,8 +179,13 @@ def test_config_files(tmp_path_factory, text):
     clean(lambda: read_config(path))
 
 
-def archive(mode="w:gz"):
+def archive(mode):
     buffer = io.BytesIO()
+    if mode == "zip":
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+            for name in ("t/a.c", "t/b/c.h"):
+                file.writestr(name, b"int x;" * 50)
+        return buffer.getvalue()
     with tarfile.open(fileobj=buffer, mode=mode) as tar:
         for name in ("t/a.c", "t/b/c.h"):
             info = tarfile.TarInfo(name)
@@ -188,11 +194,11 @@ def archive(mode="w:gz"):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("mode", ["w:", "w:gz", "w:bz2", "w:xz"])
+@pytest.mark.parametrize("mode", ["w:", "w:gz", "w:bz2", "w:xz", "zip"])
 def test_archives(mode):
     @given(st.binary(max_size=300) | damage(archive(mode)))
     def damaged(data):
-        clean(lambda: prepare.read_tar(data, 10**6, "x.tar"))
+        clean(lambda: prepare.read_archive(io.BytesIO(data), 10**6, "x.tar"))
     damaged()
 
 

@@ -3,15 +3,21 @@ import hashlib
 import io
 import json
 import os
+import random
+import resource
+import shutil
+import socket
+import stat
 import tarfile
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import refused, script
+from conftest import says_no, script
 
 import prepare
-from common import UserError, newest
+from common import UserError, lock, newest
 from tokenizer import Tokenizer
 
 
@@ -168,7 +174,7 @@ def test_hostile_tar(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     link, hard, device = (tarfile.TarInfo(f"t/{kind}") for kind in ("link", "hard", "device"))
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    hard.type, hard.linkname = tarfile.LNKTYPE, "t/good.c"
+    hard.type, hard.linkname = tarfile.LNKTYPE, "/etc/passwd"
     device.type = tarfile.CHRTYPE
     before = sorted(os.listdir(tmp_path.parent))
     (tmp_path / "evil.tar").write_bytes(tarball(
@@ -176,7 +182,7 @@ def test_hostile_tar(tmp_path, monkeypatch, capsys):
     manifest = prepared("--source", "evil.tar")
     assert [file["path"] for file in manifest["files"]] == ["t/good.c"]
     said = capsys.readouterr().err
-    assert "3 unsafe paths" in said and "2 links" in said and "1 devices" in said
+    assert "3 unsafe paths" in said and "2 links" in said and "1 device\n" in said
     assert sorted(os.listdir(tmp_path.parent)) == before and sorted(os.listdir(tmp_path)) == ["data", "evil.tar"]
 
 
@@ -192,6 +198,98 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
         prepare.main(["--source", "zeros.tar.xz", "--max_bytes", "1000000"])
 
 
+def linked(name, target, kind=tarfile.LNKTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_hard_links_in_a_tarball(tmp_path, monkeypatch, capsys):
+    """Each is what the member before it is that it points to, through any number of links; else it is left out."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.tar").write_bytes(tarball([
+        ("t/a.c", SOURCE), linked("t/b.c", "t/a.c"), linked("t/c.c", "./t//b.c"), ("t/empty", b""),
+        linked("t/none", "t/empty"), linked("t/early", "t/later"), ("t/later", b"x"), linked("t/lost", "t/nowhere"),
+        linked("t/soft", "a.c", tarfile.SYMTYPE), linked("t/through", "t/soft"), linked("t/out", "../../etc/passwd"),
+        linked("t/root", "/etc/passwd"), linked("../up", "t/a.c"), linked("t/self", "t/self")], "w"))
+    manifest = prepared("--source", "t.tar")
+    digest = hashlib.sha256(SOURCE).hexdigest()
+    assert {file["path"]: file["bytes"] for file in manifest["files"]} == {
+        "t/a.c": len(SOURCE), "t/b.c": len(SOURCE), "t/c.c": len(SOURCE), "t/empty": 0, "t/none": 0, "t/later": 1}
+    assert [file["sha256"] == digest for file in manifest["files"]][:3] == [True] * 3
+    said = capsys.readouterr().err
+    assert "t.tar: 7 links" in said and "t.tar: 1 unsafe path\n" in said
+    with pytest.raises(UserError, match="--max_bytes"):
+        prepare.main(["--source", "t.tar", "--max_bytes", str(2 * len(SOURCE))])
+
+
+def test_a_folder_says_what_it_leaves_out_as_a_tarball_does(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t/sub/.git").mkdir(parents=True)
+    (tmp_path / "t/sub/.git/config").write_bytes(b"no part of the tree")
+    (tmp_path / "t/a.c").write_bytes(SOURCE)
+    os.link("t/a.c", "t/sub/hard.c")
+    for name, target in [("file", "a.c"), ("folder", "sub"), ("broken", "nowhere")]:
+        os.symlink(target, f"t/{name}")
+    os.mkfifo("t/pipe")
+    with tarfile.open("t.tar", "w") as tar:
+        tar.add("t")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("t/socket")
+        paths = [file["path"] for file in prepared("--source", "t")["files"]]
+    assert paths == ["t/a.c", "t/sub/hard.c"]
+    assert "of t: 3 links\n" in (said := capsys.readouterr().err)
+    assert "of t: 1 pipe\n" in said and "of t: 1 socket\n" in said
+    assert paths == [file["path"] for file in prepared("--source", "t.tar")["files"]]
+    assert "of t.tar: 3 links\n" in (said := capsys.readouterr().err) and "of t.tar: 1 pipe\n" in said
+
+
+def zipped(path, members, **options):
+    """Writes a zip of (name or ZipInfo, content) pairs."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content, **options)
+
+
+def test_zip(tmp_path, monkeypatch, capsys):
+    """The same rules as for a tarball."""
+    monkeypatch.chdir(tmp_path)
+    link, pipe, locked = map(zipfile.ZipInfo, ("t/link", "t/pipe", "t/locked"))
+    link.external_attr, pipe.external_attr = (stat.S_IFLNK | 0o777) << 16, (stat.S_IFIFO | 0o644) << 16
+    zipped("tree-2.zip", [("t/", b""), ("t/good.c", SOURCE), ("t/größe.c", b"x"), (link, b"/etc/passwd"), (pipe, b""),
+                          *((name, b"x") for name in ("/etc/evil", "../evil", "..\\evil", "C:\\evil")), (locked, b"x")])
+    data = bytearray((tmp_path / "tree-2.zip").read_bytes())
+    for head, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the last of each kind of header is that of t/locked
+        data[data.rindex(head) + flags] |= 1
+    (tmp_path / "tree-2.zip").write_bytes(data)
+    manifest = prepared("--source", "tree-2.zip")
+    assert (manifest["name"], manifest["sha256"]) == ("tree-2", hashlib.sha256(data).hexdigest())
+    assert {file["path"]: file["sha256"] for file in manifest["files"]} == {
+        "t/good.c": hashlib.sha256(SOURCE).hexdigest(), "t/gr%C3%B6%C3%9Fe.c": hashlib.sha256(b"x").hexdigest()}
+    said = capsys.readouterr().err
+    for left_out in ("4 unsafe paths", "1 link\n", "1 pipe\n", "1 encrypted file\n"):
+        assert f"left out of tree-2.zip: {left_out}" in said
+    for name, spoiled in [("cut", data[:-40]), ("torn", data[:60] + bytes(20) + data[80:]), ("head", data[:4])]:
+        (tmp_path / f"{name}.zip").write_bytes(spoiled)
+        with pytest.raises(UserError, match=f"{name}.zip is not a tarball or zip"):
+            prepare.main(["--source", f"{name}.zip"])
+    zipped("bomb.zip", [("t/zeros", bytes(10**7))])
+    with pytest.raises(UserError, match="--max_bytes"):
+        prepare.main(["--source", "bomb.zip", "--max_bytes", "1000000"])
+
+
+def test_a_pipe_as_source(tmp_path, monkeypatch):
+    """As in `--source <(git archive HEAD)`: it can be read once only."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.tar")
+    writer = threading.Thread(target=(tmp_path / "pipe.tar").write_bytes, args=[KERNEL])
+    writer.start()
+    assert prepared("--source", "pipe.tar")["sha256"] == hashlib.sha256(KERNEL).hexdigest()
+    writer.join()
+    with pytest.raises(UserError, match="/dev/zero is larger than 1,000,000 bytes"):
+        prepare.main(["--source", "/dev/zero", "--max_bytes", "1000000"])
+
+
 @pytest.mark.parametrize("name, root", [
     ("linux-2.0.40", "linux"), ("linux-6.1-rc3", "linux"), ("bzip2-1.0.8", "bzip2"), ("x264", "x264"), ("lz4_v1.9", "lz4"),
     ("i386-tools", "i386-tools")])
@@ -200,12 +298,88 @@ def test_the_root_carries_no_version(name, root):
     assert list(prepare.rooted({name.encode() + b"/a": b"", name.encode() + b"/b": b""}, "x")) == [f"{root}/a", f"{root}/b"]
 
 
-def test_only(work, tree, tmp_path):
-    done = script("prepare.py", "--source", tree, "--only", "tiny/scanner", "tiny/dec", "--vocab_size=400", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr.decode()
-    manifest = json.loads((tmp_path / "data/tiny-1.0/manifest.json").read_text())
+def test_parts_of_a_tree(tree, tmp_path, monkeypatch, capsys):
+    """The licence is that of the whole tree, whatever part of it is kept."""
+    monkeypatch.chdir(tmp_path)
+    manifest = prepared("--source", str(tree), "--only", "tiny/scanner", "tiny/dec")
     assert [file["path"] for file in manifest["files"]] == ["tiny/decoder.py", "tiny/scanner.py"]
-    assert Tokenizer.load(tmp_path / "data/tiny-1.0").vocab_size == 400
+    assert Tokenizer.load(tmp_path / "data/tiny-1.0").vocab_size == 400 and manifest["licence"] == "GPL-2.0"
+    patterns = ["*.py", "tiny/o*d/", "tiny/n[a-z]thing"]
+    manifest = prepared("--source", str(tree), "--exclude", *patterns, "--vocab_size", "280")
+    assert [file["path"] for file in manifest["files"]] == ["tiny/COPYING"] and manifest["exclude"] == patterns
+    said = capsys.readouterr()
+    assert "licence: GPL-2.0" in said.out and "15 files, by --only or --exclude" in said.out
+    assert "tiny/n[a-z]thing fits no path" in said.err and "*.py" not in said.err
+    with pytest.raises(UserError, match="0 files"):
+        prepare.main(["--source", str(tree), "--exclude", "*"])
+
+
+def test_quiet(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    prepared("--source", str(tree), "--quiet")
+    assert capsys.readouterr() == ("", "")
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a").write_bytes(SOURCE)
+    os.symlink("a", "t/b")
+    prepared("--source", "t", "--quiet")
+    assert capsys.readouterr() == ("", "left out of t: 1 link\n")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "checkpoint.previous.safetensors", "log.jsonl"])
+def test_a_folder_of_a_model_or_run_is_refused(tree, tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(UserError, match=f"a model or a run .{name}.; name another --out"):
+        prepare.main(["--source", str(tree), "--vocab_size=400", "--out", str(tmp_path)])
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_bytes() == b"mine"
+
+
+def test_one_at_a_time_in_a_folder(tree, tmp_path):
+    with lock(tmp_path):
+        with pytest.raises(UserError, match="another run is writing"):
+            prepare.main(["--source", str(tree), "--vocab_size=400", "--out", str(tmp_path)])
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+def test_a_tree_that_cannot_be_written_leaves_the_one_before(tree, work, tmp_path):
+    folder = tmp_path / "t"
+    shutil.copytree(work / "data/tiny-1.0", folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))  # as a full disk
+    try:
+        with pytest.raises(UserError, match="cannot write"):
+            prepare.main(["--source", str(tree), "--vocab_size=400", "--out", str(folder)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_of_a_large_tree_a_part_is_learned_and_all_is_written(tree, contents, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "LARGE", 4000)
+    manifest = prepared("--source", str(tree))
+    assert (manifest["pieces_learned_from_bytes"], manifest["compressed_by"]) == (4000, "xz -2")
+    assert {file["path"]: file["bytes"] for file in manifest["files"]} == {
+        path: len(content) for path, content in contents.items()}
+    assert "learned from 4,000 bytes" in capsys.readouterr().out
+    tokenizer = (tmp_path / "data/tiny-1.0/tokenizer.model").read_bytes()
+    prepared("--source", str(tree))
+    assert (tmp_path / "data/tiny-1.0/tokenizer.model").read_bytes() == tokenizer, "the same part each time"
+    drawn = prepare.sample(contents, 4000)
+    assert sum(map(len, drawn)) == 4000 and sum(text in contents.values() for text in drawn) >= len(drawn) - 1
+    assert prepare.sample(contents, 10**9) == [contents[path] for path in sorted(contents)]
+
+
+@pytest.mark.parametrize("name, text", [
+    ("random bytes", random.Random(0).randbytes(200_000)), ("zeros", bytes(200_000)), ("one byte", b"*" * 200_000),
+    ("one line", SOURCE.replace(b"\n", b" ") * 60), ("lines", b"int x;\n" * 30_000), ("no UTF-8", b"\x80" * 100_000),
+    ("every character", "".join(map(chr, range(0x20, 0xD800))).encode())], ids=lambda value: str(value)[:20])
+def test_texts_of_any_kind(tmp_path, monkeypatch, name, text):
+    """Each comes back, which prepare.py checks. More characters than pieces: the rarest are spelled in bytes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/text").write_bytes(text)
+    (tmp_path / "t/a.c").write_bytes(SOURCE)
+    assert prepared("--source", "t")["files"][1]["bytes"] == len(text)
 
 
 def test_the_same_tree_gives_the_same_bytes(tree, work, tmp_path):
@@ -214,7 +388,8 @@ def test_the_same_tree_gives_the_same_bytes(tree, work, tmp_path):
         assert (tmp_path / "data/tiny-1.0" / name).read_bytes() == (work / "data/tiny-1.0" / name).read_bytes()
 
 
-def test_bad_use(tree, tmp_path):
+def test_bad_use(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.tar.gz").write_text("not a tarball")
     (tmp_path / "cut.tar.gz").write_bytes(KERNEL[:150])
@@ -232,5 +407,5 @@ def test_bad_use(tree, tmp_path):
             (["--source", tree, "--vocab_size=400", "--out", "/proc/no"], ["/proc/no"]),
             (["--source", tree, "--vocab_size=400", "--out", "text.tar.gz"], ["text.tar.gz"]),
             (["--sorce", tree], ["sorce", "source"])]:
-        refused(script("prepare.py", *words, cwd=tmp_path), *said)
+        says_no(prepare.main, words, *said)
     assert not (tmp_path / "data").exists()

@@ -2,15 +2,18 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import hostile_files
+from conftest import hostile_files, says_no
 
-from prepare import CONTEXT, undetermined
-from tokenizer import BOS, EOS, Tokenizer
+import sample
+from common import UserError
+from tokenizer import BOS, EOS, Tokenizer, rarest
 from windows import IGNORE, Windows, address, choose, load, opening, parse_address, quote, unquote
 
 
@@ -31,6 +34,37 @@ def test_random_bytes_round_trip(prepared):
     for _ in range(3000):
         data = bytes(draw.choices(alphabet, k=draw.randrange(14)))
         assert prepared[1].decode(prepared[1].encode(data)) == data
+
+
+def test_a_text_is_cut_where_no_piece_crosses(prepared):
+    """So its ids are those of SentencePiece on the whole, and of each run between what is spelled in bytes."""
+    tokenizer, draw = prepared[1], random.Random(4)
+    source = Path(json.__file__).read_text() * 4
+    lines = source.splitlines(keepends=True)
+    for text in (source, "".join(draw.choices(lines, k=3000)), " ".join(draw.sample(source.split(), 900)), "é漢" * 3000):
+        assert len(list(tokenizer._cut(text.encode()))) > 5
+        assert tokenizer.encode(text.encode()) == tokenizer.sp.encode(text)
+    marks = [b"\0", b"\xff\xfe", "\u2581".encode(), "\U00100041".encode(), b"\xf4\x80\x81"]
+    runs = [(line.encode(), draw.choice(marks)) for line in lines]
+    ids = [i for line, mark in runs
+           for i in tokenizer.sp.encode(line.decode()) + [tokenizer.byte_ids[byte] for byte in mark]]
+    assert tokenizer.encode(b"".join(line + mark for line, mark in runs)) == ids
+    documents = [b"", source.encode(), b"\0" * 5000, b"", b"*" * 40_000, b"x", os.urandom(9000), b""]
+    together = list(tokenizer.encode_all(documents))
+    assert [tokenizer.decode(found.tolist()) for found in together] == documents
+    assert all(found.dtype == np.uint16 and found.tolist() == tokenizer.encode(data)
+               for found, data in zip(together, documents))
+
+
+def test_characters_get_half_of_the_pieces_at_most():
+    words = b" ".join(b"%x" % i for i in range(2000))
+    many = "".join(map(chr, range(0x4E00, 0x5E00))).encode()
+    tokenizer = Tokenizer.train([words, many, "\u4e01".encode() * 5, bytes(range(128, 256)) * 9], 1000)
+    characters = [i for i in range(259, 1000) if len(tokenizer.sp.id_to_piece(i)) == 1]
+    assert len(characters) <= 371 and len(tokenizer.encode("\u4e01".encode())) == 1
+    data = many + words + many[::-1]
+    assert tokenizer.decode(tokenizer.encode(data)) == data and len(tokenizer.encode(words)) < len(words) / 2
+    assert rarest([b"aab", b"\0" * 9, b"\xff" * 9], 2) == [] and rarest([b"aabbc"], 1) == ["b", "c"]
 
 
 def test_train_bin_holds_every_file(prepared, contents):
@@ -115,29 +149,6 @@ def test_choose_takes_whole_files_of_about_the_size():
     assert choose(files, 0, 3) == [], 'not even the empty file'
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_undetermined_equals_brute_force(prepared, seed):
-    """Against a count over all contexts of every length, on text with long repeats."""
-    tokenizer = prepared[1]
-    draw = np.random.default_rng(seed)
-    block = draw.integers(300, 320, CONTEXT + 40)
-    head = opening(tokenizer, "t/a")
-    tokens = np.concatenate([head, block, draw.integers(300, 303, 30), block, [310], [EOS], head, block[:99], [EOS]])
-    second = len(tokens) - len(head) - 100
-    entries = [{"path": "t/a", "first_token": 0}, {"path": "t/a", "first_token": second}]
-    is_text = np.ones(len(tokens), dtype=bool)
-    is_text[:len(head)] = is_text[second:second + len(head)] = False
-
-    def brute(k):
-        seen = {}
-        for i in np.flatnonzero(is_text[k:]):
-            seen.setdefault(tokens[i:i + k].tobytes(), []).append(tokens[i + k])
-        return sum(len(after) for after in seen.values() if len(set(after)) > 1)
-
-    enough = next(k for k in range(1, len(tokens)) if not brute(k))
-    assert undetermined(tokens, entries, tokenizer) == (brute(CONTEXT), enough)
-
-
 def test_transformers_tokenizes_alike(learned, contents):
     """tokenizer.json, read by transformers without sentencepiece, on whole files and random substrings."""
     from transformers import AutoTokenizer
@@ -161,6 +172,41 @@ def test_transformers_tokenizes_alike(learned, contents):
         assert ids == [BOS] + ours.encode(text.encode())
         assert theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == text
     assert theirs("")["input_ids"] == [BOS]
+
+
+def test_a_model_that_transformers_saved_again(learned, contents, tmp_path, monkeypatch, capfdbinary):
+    """It has no tokenizer.model, of which tokenizer.json gives the same bytes, and no manifest.json."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    out = learned / "out/tiny"
+    AutoModelForCausalLM.from_pretrained(out).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(out).save_pretrained(tmp_path)
+    assert not (tmp_path / "tokenizer.model").exists()
+    assert Tokenizer.load(tmp_path).proto == (out / "tokenizer.model").read_bytes()
+    says_no(sample.main, ["--model", tmp_path], "manifest.json", "copy it from the folder that train.py wrote")
+    shutil.copy(out / "manifest.json", tmp_path)
+    path = max(contents, key=lambda path: len(contents[path]))
+    assert sample.main(["--model", str(tmp_path), "--file", path]) == 0
+    assert capfdbinary.readouterr().out == contents[path]
+
+
+@pytest.mark.parametrize("vocab_size", [260, 16_384])
+def test_tokenizer_json_holds_all_of_tokenizer_model(tmp_path, vocab_size):
+    """With one byte more for the number of pieces too."""
+    draw = random.Random(5)
+    words = b" ".join(b"%x" % draw.randrange(16**6) for _ in range(20_000))
+    tokenizer = Tokenizer.train([words, b"\n\t\"'<s>\\" * 9, "é漢".encode()], vocab_size)
+    tokenizer.save(tmp_path, 64)
+    (tmp_path / "tokenizer.model").unlink()
+    assert Tokenizer.load(tmp_path).proto == tokenizer.proto
+
+
+@pytest.mark.parametrize("text", [
+    "", "{}", "[]", '{"model": 3}', '{"model": {"vocab": []}}', '{"model": {"vocab": {"a": 0, "b": "c"}}}',
+    '{"model": {"vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}}}', "[" * 10**5])
+def test_a_tokenizer_json_of_another_kind(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match="copy tokenizer.model"):
+        Tokenizer.load(tmp_path)
 
 
 def test_tokenizer_needs_no_transformers_and_no_network(work):

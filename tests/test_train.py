@@ -242,7 +242,7 @@ def test_log_of_steps_that_were_lost_is_dropped(work):
         file.write('{"step": 2')
     checkpoint = work / "out/lost/checkpoint.safetensors"
     tensors, metadata = read_tensors(checkpoint)
-    state = json.loads(metadata["run"]) | {"done": "", "step": 15}
+    state = json.loads(metadata["run"]) | {"done": "", "step": 15, "looked": 15}
     del state["settings"]["unaddressed"]  # as if the run were older than that setting
     write_tensors(checkpoint, tensors, run=json.dumps(state))
     assert run(work, *options, "--max_steps=20").returncode == 0

@@ -8,9 +8,6 @@ Everything runs in one process, in turn, over and over, and the medians are give
 what else the machine does falls on all alike. A training step is forward, backward and optimizer, on random tokens;
 generation is greedy, from the same weights, and must give the same text.
 """
-# first, so that Ctrl-C during the imports below is one line
-from common import STDOUT, UserError, newest, parse, progress, run, write_result
-
 import dataclasses
 import json
 import sys
@@ -22,15 +19,18 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from device import find_device, find_dtype, keep_freed_memory, mixed, surroundings
-from extract import recite
-from model import Llama, LlamaConfig
-from optim import make_optimizers, update
-from sample import generate, load_model
-from tokenizer import BOS, EOS, Tokenizer
-from train import Objective, check, check_memory, model_config
+from memory.corpus import load
+from memory.device import check_memory, find_device, find_dtype, keep_freed_memory, mixed, surroundings
+from memory.files import STDOUT, newest, write_result
+from memory.generate import generate, recite
+from memory.optim import make_optimizers, update
+from memory.output import UserError, progress, run
+from memory.settings import parse
+from memory.tokenizer import BOS, EOS, Tokenizer
+from memory.windows import IGNORE, Windows, address, opening
+from model import Llama, LlamaConfig, load_model
+from train import Objective, check
 from train import Settings as Training
-from windows import IGNORE, Windows, address, load, opening
 
 STREAMS = 64
 ORIGINAL = LlamaConfig(32768, 64, 256, 8, 32, 4, 512, False)  # the shape of mjbommar/laam
@@ -319,7 +319,7 @@ def main(argv=None):
         return 0
     training, _ = parse(Training, "", [settings.config], config=True)
     check(training)
-    config = model_config(training, settings.vocab_size)
+    config = LlamaConfig.of(training, settings.vocab_size)
     check_memory(config, training.batch_size, device)
     folder = Path(settings.model or newest("model"))
     writing = writing_rates(folder, settings.new_tokens, settings.repeats, device)

@@ -14,9 +14,6 @@ Recital of a file equals the file if every teacher-forced argmax in the same win
 induction). So one batched pass verifies what is exact, and only from a file's first wrong token on is anything
 generated token by token.
 """
-# first, so that Ctrl-C during the imports below is one line
-from common import STDOUT, UserError, emit, newest, parse, progress, run, write_file, write_result
-
 import collections
 import dataclasses
 import hashlib
@@ -29,16 +26,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint import read_log
-from device import find_device
+from memory.checkpoint import read_log
+from memory.corpus import find_tree, load
+from memory.device import find_device
+from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
+from memory.files import STDOUT, newest, write_file, write_result
+from memory.generate import SHOWN, recite
+from memory.output import UserError, emit, progress, run
+from memory.settings import parse
+from memory.tokenizer import BOS
+from memory.windows import Windows, cut, unquote
 from sample import load_model
-from streams import Streams
-from tokenizer import BOS, UNK
-from windows import IGNORE, Windows, advance, cut, find_tree, load, unquote
 
-PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
-NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
-SHOWN = 400  # bytes that the report may show from a first wrong byte on
 PAGE = Path(__file__).with_name("report.html")
 
 
@@ -106,98 +105,7 @@ def safe_path(folder, path):
     return target if root in target.resolve().parents else None
 
 
-# 2. The batched pass: what is right, given all that comes before
-
-@torch.inference_mode()
-def examine(model, windows, batch_size, device):
-    """Teacher-forced float32 pass over all windows. Returns, for each window, three arrays over its scored tokens:
-    right (bool), log-probability (float32, nats), and the argmax's lead over the second (float32, logits)."""
-    result = []
-    for first in progress(range(0, len(windows), batch_size), desc="verifying", unit=" batches"):
-        indices = range(first, min(first + batch_size, len(windows)))
-        inputs, targets = (torch.from_numpy(array).to(device) for array in windows.rows(indices))
-        length = int(windows.length[indices].max()) - 1  # no row is longer
-        inputs, targets = inputs[:, :length], targets[:, :length]
-        logits = model(inputs).float()
-        best = logits.topk(2, dim=-1)
-        right = (best.indices[..., 0] == targets).cpu().numpy()
-        lead = (best.values[..., 0] - best.values[..., 1]).cpu().numpy()
-        logp = (logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0] - logits.logsumexp(-1)).cpu().numpy()
-        scored = (targets != IGNORE).cpu().numpy()
-        result += [(right[r, s], logp[r, s], lead[r, s]) for r, s in enumerate(scored)]
-    return result
-
-
-def figures(windows, passed, tokenizer, size):
-    """The measures of memorization (README) over some windows and what `examine` found in them; size: bytes of text."""
-    right = np.concatenate([r for r, _, _ in passed])
-    logp = np.concatenate([p for _, p, _ in passed])
-    lead = np.concatenate([gap for _, _, gap in passed])
-    spans = [(r[PREFIX:PREFIX + SUFFIX], p[PREFIX:PREFIX + SUFFIX]) for r, p, _ in passed if len(r) > PREFIX + SUFFIX]
-    p_z = np.exp([p.sum(dtype=np.float64) for _, p in spans])
-    tries = np.maximum(1, np.log(0.5) / np.log1p(-np.clip(p_z, 1e-300, 1 - 1e-12)))  # n for p = 0.5
-    streak = longest = 0
-    for i, (r, _, _) in enumerate(passed):
-        if i == 0 or windows.file[i] != windows.file[i - 1]:
-            streak = 0
-        ids = windows.text(i)
-        for ok, token in zip(r, ids):
-            streak = streak + len(tokenizer.pieces[token]) if ok else 0
-            longest = max(longest, streak)
-        if not r[-1]:
-            streak = 0  # it does not know that it ends, or goes on
-    return {
-        "tokens": len(right), "tokens_right": int(right.sum()), "accuracy": float(right.mean()),
-        "bits_per_byte": float(-logp.sum(dtype=np.float64) / np.log(2) / max(1, size)),
-        "spans": len(spans), "discoverable": float(np.mean([r.all() for r, _ in spans])) if spans else None,
-        "p_z_over_half": float((p_z > 0.5).mean()) if spans else None,
-        "median_tries_for_half": float(np.median(tries)) if spans else None,
-        "longest_run": longest, "smallest_lead": float(lead.min()), "leads_in_noise": int((lead < NOISE).sum())}
-
-
-# 3. Writing, many files at once
-
-@torch.inference_mode()
-def recite(model, tokenizer, starts, limits, batch_size, originals=None, bar=None):
-    """Greedy recital of many documents, one stream each, a stream taking the next document when its own ends.
-
-    starts: ids of the window that each is in, opening included. limits: most tokens to write for each. originals: bytes
-    that should follow each start; where given, a document is left soon after its first wrong byte. Returns the bytes
-    written behind each start. The same window rule as sample.py's, token by token: `windows.advance`.
-    """
-    context, written = model.config.max_position_embeddings, [bytearray() for _ in starts]
-    waiting = collections.deque(range(len(starts)))
-    rows = [None] * min(batch_size, len(starts))  # [document, ids of its window, tokens written]
-    streams = Streams(model, len(rows))
-    while True:
-        for r, row in enumerate(rows):
-            if row is None:
-                streams.lengths[r] = 0
-                if waiting:
-                    document = waiting.popleft()
-                    rows[r] = [document, list(starts[document]), 0]
-        if not any(rows):
-            return [bytes(text) for text in written]
-        # at first what all can read of their beginnings, then a token at a time
-        ahead = 1 if any(streams.lengths) else min(len(row[1]) if row else 1 for row in rows)
-        tokens = [row[1][fed:fed + ahead] if row else [UNK] for row, fed in zip(rows, streams.lengths)]
-        best = streams.step(tokens).argmax(-1).tolist()
-        for r, row in enumerate(rows):
-            if row is None or streams.lengths[r] < len(row[1]):
-                continue  # idle, or still reading its own beginning
-            ids, piece = advance(tokenizer, row[1], best[r], context)
-            text = written[row[0]]
-            lost = originals and not originals[row[0]].startswith(bytes(text[:max(0, len(text) - SHOWN)]))
-            if ids is None or row[2] >= limits[row[0]] or lost:
-                rows[r] = None
-                if bar:
-                    bar.update()
-            elif piece is None:
-                row[1], streams.lengths[r] = ids, 0
-            else:
-                text += piece
-                row[1], row[2] = ids, row[2] + 1
-
+# 2. The files
 
 def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=True):
     """{path: bytes that the model writes for it}. With windows and what `examine` found in them, what is verified is
@@ -230,7 +138,7 @@ def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=Tru
     return texts
 
 
-# 4. The report
+# 3. The report
 
 def first_difference(text, original):
     """Index of the first byte at which they differ, or the length of the shorter."""

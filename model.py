@@ -5,17 +5,21 @@
     transformers.AutoModelForCausalLM.from_pretrained("out/quick")   # the same logits
 """
 import dataclasses
+import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from checkpoint import read_tensors, write_tensors
-from common import UserError, json_digest, write_file
-from tokenizer import BOS, EOS, UNK
+from memory.checkpoint import read_tensors, write_tensors
+from memory.corpus import CORPUS, read_manifest
+from memory.files import json_digest, write_file
+from memory.output import UserError
+from memory.tokenizer import BOS, EOS, Tokenizer, UNK
 
 
 @dataclasses.dataclass
@@ -49,6 +53,12 @@ class LlamaConfig:
                             f"of an even size; {self.hidden_size // (2 * heads) * 2 * heads or 2 * heads} does")
         if heads % groups:
             raise UserError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+
+    @classmethod
+    def of(cls, settings, vocab_size):
+        """The sizes that the fields of `settings` ask for. Raises UserError if they do not fit together."""
+        return cls(vocab_size, **{f.name: getattr(settings, f.name) for f in dataclasses.fields(cls)
+                                  if hasattr(settings, f.name)})
 
     @property
     def head_dim(self):
@@ -265,3 +275,22 @@ class Llama(nn.Module):
             raise UserError(f"the weights in {folder} do not fit its config.json: "
                             f"{' '.join(str(error).split())[:200]}") from None
         return model.to(device).eval()
+
+
+def load_model(folder, device):
+    """(Llama, Tokenizer, manifest) of a directory that train.py wrote. Raises UserError where they are not whole, or
+    not of one another."""
+    model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
+    manifest = read_manifest(folder, "train or copy it again")
+    for key in CORPUS:
+        if model.metadata.get(key, manifest[key]) != manifest[key]:
+            raise UserError(f"{folder}/model.safetensors was not trained on the tree of its manifest.json (another "
+                            f"{key}); train or copy it again")
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size} pieces and a model of "
+                        f"{model.config.vocab_size}; train or copy it again")
+    if hashlib.sha256(tokenizer.proto).hexdigest() != manifest["tokenizer_sha256"]:
+        raise UserError(f"{folder}/tokenizer.model is not what its manifest.json says; train or copy it again")
+    if manifest["origin"] == "stand-in":
+        print(f"{folder} learned {manifest['name']}, a STAND-IN for Linux 1.0", file=sys.stderr)
+    return model, tokenizer, manifest

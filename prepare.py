@@ -36,9 +36,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common import UserError, lock, nearest, parse, progress, remove, run, write_file, write_json
-from tokenizer import EOS, Tokenizer, compressed_bits
-from windows import opening, quote
+from memory.files import lock, remove, write_file, write_json
+from memory.output import UserError, progress, run
+from memory.settings import nearest, parse
+from memory.tokenizer import EOS, Tokenizer, compressed_bits
+from memory.windows import opening, quote
 
 VERSION = "1.0"
 SHA256 = "014cc3ea69a3db6a483eb743e3140e0e45a4a8c168c59f8c3b090cd72ab01802"  # of linux-1.0.tar.gz

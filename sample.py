@@ -9,9 +9,6 @@
 A prompt may end anywhere, in the middle of a word too. Text goes on past the model's context by the window rule, with
 --max_new_tokens 0 to the end of the file however long.
 """
-# first, so that Ctrl-C during the imports below is one line
-from common import UserError, emit, nearest, newest, parse, run
-
 import dataclasses
 import hashlib
 import os
@@ -20,11 +17,13 @@ from pathlib import Path
 
 import torch
 
-from device import find_device
-from model import Llama
-from streams import Streams
-from tokenizer import BOS, Tokenizer
-from windows import CORPUS, address, advance, cut, opening, parse_address, quote, read_manifest, slide
+from memory.device import find_device
+from memory.files import newest
+from memory.generate import generate
+from memory.output import UserError, emit, run
+from memory.settings import nearest, parse
+from memory.windows import address, quote
+from model import load_model
 
 
 @dataclasses.dataclass
@@ -38,108 +37,6 @@ class Settings:
     num_samples: int = 1  # texts to write
     seed: int = 1337  # of the choices; each sample has its own
     device: str = "cpu"  # cuda, mps, cpu or auto; one token at a time, a small model is as quick on the CPU
-
-
-def draw(logits, temperature, top_k, generator):
-    """Index of one of logits (N,), float32: the largest at temperature 0, else drawn."""
-    if temperature == 0:
-        return int(logits.argmax())
-    if 0 < top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-    logits = logits.cpu().double()  # there is no float64 on every device
-    weights = torch.softmax((logits - logits.max()) / temperature, -1)
-    return int(torch.multinomial(weights, 1, generator=generator))
-
-
-@torch.inference_mode()
-def heal(model, tokenizer, prompt, temperature, top_k, generator):
-    """Token healing: where and how the bytes `prompt` go on, as (ids of the window, next token, how many of that
-    token's bytes the prompt holds already).
-
-    A prompt may end inside a token of the text as it was trained on. One token of that text covers the prompt's end:
-    it begins there, or it began some bytes before and goes on behind. Each such (prefix, token) is a candidate; their
-    probabilities add up to that of the prompt, and one is chosen by them. None is missed: before a true token boundary
-    BPE gives the prefix alone the same tokens as the whole text.
-    """
-    context, longest = model.config.max_position_embeddings, max(map(len, tokenizer.pieces))
-    device, found = model.lm_head.weight.device, parse_address(prompt)
-    if found:
-        path, first, length = found
-        # the last window that surely opens where it would in the whole text: its end may be encoded otherwise there
-        *_, offset = (at for _, at, _ in cut(tokenizer, path, tokenizer.encode(prompt[length:]), context, first)
-                      if at == first or at <= first + len(prompt) - length - longest)
-        text = prompt[length + offset - first:]
-    else:
-        ids = [BOS] + tokenizer.encode(prompt)
-        text = tokenizer.decode(slide(tokenizer, ids, context) if len(ids) >= context else ids)
-
-    candidates, scores = [], []  # (ids of the prefix's last window, of the tokens that may follow, how much they redo)
-    for at in range(max(0, len(text) - longest), len(text) + 1):
-        rest = text[at:]
-        follow = [i for i, piece in enumerate(tokenizer.pieces)
-                  if not rest or piece.startswith(rest) and len(piece) > len(rest)]
-        if not follow:
-            continue
-        ids = tokenizer.encode(text[:at])
-        spans = [([BOS], 0, ids[-(context - 1):])]
-        if found:
-            spans = list(cut(tokenizer, path, ids, context, offset))
-            if rest and len(spans[-1][0]) + len(spans[-1][2]) == context:  # full: what follows opens the next window
-                spans.append((opening(tokenizer, path, offset + at), offset + at, []))
-        score = 0.0
-        for k, (head, _, chunk) in enumerate(spans):
-            ids = list(head) + list(chunk)
-            logp = torch.log_softmax(model(torch.tensor([ids], device=device))[0].float(), -1)
-            score += logp[range(len(head) - 1, len(ids) - 1), list(chunk)].sum()
-            if k + 1 < len(spans):
-                score += logp[-1, BOS]
-        candidates.append((ids, follow, len(rest)))
-        scores.append(score + logp[-1, follow])
-    chosen = draw(torch.cat(scores), temperature, top_k, generator)
-    for ids, follow, known in candidates:
-        if chosen < len(follow):
-            return ids, follow[chosen], known
-        chosen -= len(follow)
-
-
-@torch.inference_mode()
-def generate(model, tokenizer, prompt, max_new_tokens=0, temperature=0.0, top_k=0, generator=None):
-    """Yields, token by token, the bytes that follow the bytes `prompt`, to the end of the document or max_new_tokens.
-
-    A window that is full or that the model ends with `<s>` is followed by the next, without a seam in the text.
-    """
-    context = model.config.max_position_embeddings
-    ids, token, known = heal(model, tokenizer, prompt, temperature, top_k, generator)
-    stream, written = Streams(model, 1), 0
-    while not (max_new_tokens and written == max_new_tokens):
-        ids, piece = advance(tokenizer, ids, token, context)
-        if ids is None:
-            return
-        if piece is None:
-            stream.lengths[0] = 0
-        else:
-            yield piece[known:]
-            known, written = 0, written + 1
-        token = draw(stream.step([ids[stream.lengths[0]:]])[0], temperature, top_k, generator)
-
-
-def load_model(folder, device):
-    """(Llama, Tokenizer, manifest) of a directory that train.py wrote. Raises UserError where they are not whole, or
-    not of one another."""
-    model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
-    manifest = read_manifest(folder, "train or copy it again")
-    for key in CORPUS:
-        if model.metadata.get(key, manifest[key]) != manifest[key]:
-            raise UserError(f"{folder}/model.safetensors was not trained on the tree of its manifest.json (another "
-                            f"{key}); train or copy it again")
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(f"{folder} has a tokenizer of {tokenizer.vocab_size} pieces and a model of "
-                        f"{model.config.vocab_size}; train or copy it again")
-    if hashlib.sha256(tokenizer.proto).hexdigest() != manifest["tokenizer_sha256"]:
-        raise UserError(f"{folder}/tokenizer.model is not what its manifest.json says; train or copy it again")
-    if manifest["origin"] == "stand-in":
-        print(f"{folder} learned {manifest['name']}, a STAND-IN for Linux 1.0", file=sys.stderr)
-    return model, tokenizer, manifest
 
 
 def prove(model, tokenizer, manifest, name):

@@ -12,14 +12,8 @@ Ctrl-C, SIGTERM or SIGHUP saves and stops; a second one leaves at once.
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
-# first, so that Ctrl-C during the imports below is one line
-from common import UserError, command, json_digest, lock, memory_size, newest, output_lost, parse, progress, remove
-from common import run, write_json
-
 import dataclasses
 import math
-import os
-import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -28,18 +22,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
-from tqdm import tqdm
 
-import processes
-from checkpoint import NAMES, append_log, is_model_whole, load_state, pack, read_meta, save_state, trim_log, unpack
-from device import find_device, find_dtype, keep_freed_memory, make_deterministic, mixed, surroundings, to_device
-from device import warn_if_emulated
-from evaluate import count_wrong, list_errors, report_errors
+from memory import processes
+from memory.checkpoint import is_model_whole
+from memory.corpus import CORPUS, find_data, fitting, load, share_out
+from memory.device import check_memory, compiled, find_device, find_dtype, keep_freed_memory, make_deterministic, mixed
+from memory.device import surroundings, warn_if_emulated
+from memory.evaluate import count_wrong, list_errors, report_errors
+from memory.files import json_digest, lock
+from memory.optim import make_optimizers, update
+from memory.output import UserError, run
+from memory.run import Meter, Run, State, Stop, agree, begin_turn, log, progress_of, resume, save, save_model, say
+from memory.sampler import Sampler, make_batch
+from memory.settings import command, parse
+from memory.tokenizer import compressed_bits
+from memory.windows import IGNORE, Windows
 from model import Llama, LlamaConfig
-from optim import make_optimizers, update
-from sampler import Sampler
-from tokenizer import compressed_bits
-from windows import CORPUS, IGNORE, Windows, choose, find_tree, load, opening, without
 
 # Settings: a config file names them, the command line overrides it
 
@@ -84,9 +82,6 @@ class Settings:
     fresh: bool = False  # start over, whatever the folder holds
 
 
-FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")  # on resume
-
-
 def check(settings):
     """Raises UserError for the first setting whose value cannot be."""
     positive = ["batch_size", "epochs", "checkpoint_every", "muon_lr", "learning_rate"]
@@ -109,22 +104,6 @@ def check(settings):
     for name, choices in [("optimizer", ("muon", "adamw")), ("dtype", ("auto", "float32", "bfloat16"))]:
         if getattr(settings, name) not in choices:
             raise UserError(f"{name} is one of {', '.join(choices)}, not {getattr(settings, name)!r}")
-
-
-def model_config(settings, vocab_size):
-    """The LlamaConfig that the settings ask for. Raises UserError if its sizes do not fit together."""
-    return LlamaConfig(vocab_size=vocab_size, **{
-        f.name: getattr(settings, f.name) for f in dataclasses.fields(LlamaConfig) if hasattr(settings, f.name)})
-
-
-def check_memory(config, batch_size, device):
-    """Raises UserError if memory cannot hold a model of that config with its gradients and its optimizer, and the
-    logits of a batch."""
-    needed = 16 * config.num_parameters + 8 * batch_size * config.max_position_embeddings * config.vocab_size  # bytes
-    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_size()
-    if there and needed > there:
-        raise UserError(f"{config.num_parameters:.4g} parameters and a batch of {batch_size:.4g} windows take "
-                        f"{needed / 2**30:.4g} GiB, and {device.type} has {there / 2**30:,.0f}: choose fewer of them")
 
 
 # The plan of a run: passes over the windows; then, if a token is still wrong, a few steps that mend it
@@ -172,127 +151,6 @@ class Schedule:
         return step in (self.passes, self.last) or 0 < step < self.passes and step % self.eval_every == 0
 
 
-@dataclasses.dataclass
-class State:
-    """Where a run stands: what the JSON of a checkpoint holds. The tensors beside it are those of checkpoint.pack."""
-    settings: dict
-    corpus: dict  # which tree: its name and hashes
-    step: int = 0  # steps made
-    looked: int = 0  # step of the last full pass
-    seconds: float = 0.0  # of steps, in all turns
-    done: str = ""  # why the run is finished; "" if it is not
-    built_by: list = dataclasses.field(default_factory=list)  # the surroundings of each turn, and its first step
-
-
-@dataclasses.dataclass
-class Run:
-    """What the parts of a run share."""
-    settings: Settings
-    out: Path
-    device: torch.device
-    dtype: torch.dtype
-    manifest: dict  # of the model: that of the tree, with the files that the run learns
-    windows: Windows
-    model: Llama
-    optimizers: list
-    sampler: Sampler
-    schedule: Schedule
-    state: State
-    compressed: object  # a Future: bits of the text under xz
-
-    @property
-    def files(self):
-        return self.manifest["files"]
-
-    @property
-    def size(self):
-        """Bytes of text."""
-        return sum(file["bytes"] for file in self.files)
-
-    @property
-    def record(self):
-        """What to build the weights from, as JSON holds it."""
-        return {"settings": self.state.settings, "corpus": self.state.corpus}
-
-
-class Stop:
-    """A signal that asks a run to stop, SIGINT, SIGTERM or SIGHUP. The run saves as soon as it has finished the step or
-    the batch it is at; a second signal leaves at once, and so does the first before anything is learned."""
-
-    def __init__(self, out):
-        self.out, self.signal, self.learned = out, 0, False
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
-                signal.signal(number, self.note)
-
-    def note(self, number, frame):
-        text = f"\nstopping, saving {self.out} …\n" if self.learned and not self.signal else "\nstopped at once\n"
-        try:
-            os.write(2, text.encode())  # print might be what was interrupted
-        except OSError:
-            pass
-        if self.signal or not self.learned:
-            os._exit(128 + number)
-        self.signal = number
-
-    def status(self):
-        """The exit status of a run that some process was asked to stop, or 0. The reader of the output may be gone too,
-        as after `| head`; then nobody is there to say what to do."""
-        return processes.most(128 + self.signal if self.signal else 141 if output_lost() else 0)
-
-
-# Data
-
-def find_data(settings, out):
-    """The folder of the tree to learn: the one that is named, the one of the run that `out` holds, or the newest."""
-    meta = None if settings.data or settings.fresh else read_meta(out)
-    if not meta:
-        return Path(settings.data or newest("prepared tree"))
-    folder = find_tree(meta["corpus"])
-    if not folder:
-        raise UserError(f"{out} holds a run on {meta['corpus']['name']} (train.bin of SHA-256 "
-                        f"{meta['corpus']['train_bin_sha256'][:16]}…), which is not under data/: prepare that tree "
-                        f"again, or name another --out")
-    if processes.rank() == 0:
-        print(f"tree: {folder}, which the run in {out} learns", file=sys.stderr)
-    return Path(folder)
-
-
-def fitting(files, tokenizer, settings):
-    """The entries of the files whose path leaves room for text in a window: all of them, unless the settings ask to leave
-    out the others."""
-    if not settings.skip_long_paths:
-        return files
-    context = settings.max_position_embeddings
-    kept = [file for file in files if len(opening(tokenizer, file["path"], file["bytes"])) < context]
-    for file in without(files, kept):
-        print(f"left out: {file['path']}, whose path alone takes a window of {context} tokens", file=sys.stderr)
-    return kept
-
-
-def share_out(files, settings):
-    """(the files to learn, the files held out) of the entries of a tree. Raises UserError if none is left to learn."""
-    learn = choose(files, settings.train_bytes, settings.seed)
-    held_out = choose(without(files, learn), settings.hold_out_bytes, (settings.seed, 1))
-    if not settings.train_bytes:
-        learn = without(files, held_out)
-    if not learn:
-        raise UserError(f"of {len(files)} files none is left to learn with train_bytes {settings.train_bytes} and "
-                        f"hold_out_bytes {settings.hold_out_bytes}; raise the one or lower the other")
-    return learn, held_out
-
-
-def make_batch(windows, indices, seed, mending, device):
-    """This process's share of a batch, on the device: inputs, targets (int64) and weights (float32), all (B, T), and
-    the number of scored tokens, a tensor ()."""
-    inputs, targets = windows.batch(indices, seed)
-    weights = windows.weights(indices, MEND_PATHS) if mending else np.ones(targets.shape, dtype=np.float32)
-    # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
-    scored = torch.tensor(max(1, (targets != IGNORE).sum()) / processes.count(), dtype=torch.float32)
-    return [to_device(array[processes.mine()], device) for array in (inputs, targets, weights)] + [scored.to(device)]
-
-
 # Model and loss
 
 class Objective(torch.nn.Module):
@@ -321,24 +179,6 @@ class Objective(torch.nn.Module):
         return nats.sum() / scored, hard
 
 
-def compiled(objective, batch_size, context, device):
-    """(the objective under torch.compile, True), tried on a batch; or (it without, False) and a warning if the compiler
-    does not work here. Raises UserError instead if there are several processes."""
-    tokens = torch.zeros(batch_size, context, dtype=torch.int64, device=device)
-    try:
-        objective.compile(dynamic=False)
-        objective(tokens, tokens, tokens.float(), torch.ones((), device=device))[0].backward()
-        return objective, True
-    except Exception as error:  # whatever a compiler may raise
-        name = type(error).__name__
-    finally:
-        objective.zero_grad(set_to_none=True)
-    if processes.count() > 1:
-        raise UserError(f"torch.compile does not work here ({name}): add --compile=false")
-    print(f"torch.compile does not work here ({name}): going on without", file=sys.stderr)
-    return Objective(objective.model, objective.dtype, objective.focal), False
-
-
 # The run
 
 def main(argv=None):
@@ -360,7 +200,10 @@ def main(argv=None):
 
 def train(settings, out, device):
     """The run that the settings ask for, on this process's device; returns the exit status."""
-    refuse(settings, out)
+    if settings.batch_size < processes.count():
+        raise UserError(f"a batch_size of {settings.batch_size} has no row for some of {processes.count()} processes")
+    if (out / "train.bin").exists():
+        raise UserError(f"{out} holds a prepared tree, which a model would overwrite: name another --out")
     dtype = find_dtype(settings.dtype, device)
     warn_if_emulated(dtype, device)
     if device.type == "cpu":
@@ -371,7 +214,7 @@ def train(settings, out, device):
     # data: the files to learn, as windows
     tree, tokenizer, tokens = load(find_data(settings, out))
     files, held_out = share_out(fitting(tree["files"], tokenizer, settings), settings)
-    config = model_config(settings, tokenizer.vocab_size)
+    config = LlamaConfig.of(settings, tokenizer.vocab_size)
     check_memory(config, -(-settings.batch_size // processes.count()), device)
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
     rows = len(windows) + round(settings.unaddressed * len(windows))
@@ -398,12 +241,12 @@ def train(settings, out, device):
             print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
         return 0
 
-    # loop
+    # learn
     stop = Stop(out)
     objective, works = Objective(model, dtype, settings.focal), False
     if settings.compile and not run.state.done:
-        share = len(range(settings.batch_size)[processes.mine()])
-        objective, works = compiled(objective, share, config.max_position_embeddings, device)
+        objective, works = compiled(objective, *make_batch(windows, np.arange(settings.batch_size) % len(windows), 0, 1.0,
+                                                           device))
     begin_turn(run, surroundings(device, dtype, works))
     wrong = loop(run, objective, stop)
     return finish(run, wrong, stop)
@@ -416,9 +259,7 @@ def loop(run, objective, stop):
     forward = objective if processes.count() == 1 else torch.nn.parallel.DistributedDataParallel(
         objective, broadcast_buffers=False)
     meter, wrong, saved = Meter(settings.batch_size * run.windows.context), None, state.step
-    with progress(total=schedule.end(state.step), initial=state.step, desc=run.out.name, unit="step", leave=True,
-                  smoothing=0.05, dynamic_ncols=True, disable=processes.rank() > 0,
-                  bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]") as bar:
+    with progress_of(run) as bar:
         while True:
             # once in a while: a full pass over all windows, which counts what is wrong and may end the run
             if schedule.look_due(state.step) and state.looked != state.step and not stop.status():
@@ -436,8 +277,8 @@ def loop(run, objective, stop):
             # one step on the next batch
             started, mending = time.perf_counter(), schedule.mending(state.step)
             indices = sampler.draw(settings.batch_size, MEND_REVIEW if mending else REVIEW)
-            batch = make_batch(run.windows, indices, (settings.seed, state.step), mending, run.device)
-            loss, hard = forward(*batch)
+            loss, hard = forward(*make_batch(run.windows, indices, (settings.seed, state.step),
+                                             MEND_PATHS if mending else 1.0, run.device))
             loss.backward()
             update(run.optimizers, schedule.lr(state.step))
             sampler.note(indices[processes.mine()], hard)
@@ -481,147 +322,6 @@ def look(run, meter, stop, before):
         run.sampler.restart(wrong)
         say(f"{wrong.sum():,} tokens are wrong: {run.settings.mend_steps:,} steps to mend them")
     return wrong
-
-
-class Meter:
-    """Losses and seconds of the steps since the last full pass. tokens: positions of a step."""
-
-    def __init__(self, tokens):
-        self.tokens, self.losses, self.seconds, self.shown = tokens, [], [], time.perf_counter()
-
-    def reset(self):
-        self.losses, self.seconds = [], []
-
-    def note(self, loss):
-        """Takes the loss of a step, a tensor on the device."""
-        self.losses.append(loss)
-
-    def lap(self, started):
-        """Seconds since `started`: those of the step."""
-        self.seconds.append(time.perf_counter() - started)
-        return self.seconds[-1]
-
-    def due(self):
-        """Once a second: what follows waits for the device, which no step should."""
-        return time.perf_counter() - self.shown > 1
-
-    def recent(self, step):
-        """The mean of the last losses. Raises UserError if it is not finite."""
-        self.shown, loss = time.perf_counter(), torch.stack(self.losses[-50:]).mean().item()
-        refuse_infinite(loss, step)
-        return loss
-
-    def mean(self):
-        """The mean over all steps and processes; nan if there was none."""
-        mean = torch.stack(self.losses).mean().cpu() if self.losses else torch.tensor(torch.nan)
-        return processes.total(mean).item() / processes.count()
-
-    def rate(self):
-        """Tokens a second."""
-        seconds = self.seconds[-500:]
-        return self.tokens * len(seconds) / sum(seconds) if seconds else 0.0
-
-
-# The folder of a run
-
-def say(text):
-    """Prints a line for people, from one process, and above the bar."""
-    if processes.rank() == 0:
-        tqdm.write(text)
-
-
-def log(run, **line):
-    if processes.rank() == 0:
-        append_log(run.out / "log.jsonl", {"step": run.state.step} | line)
-
-
-def agree(run, what, view):
-    """Raises UserError if the processes do not all give the same."""
-    if any(other != view for other in processes.gather(view)):
-        raise UserError(f"the processes differ in their {what}: give all the same command, the same tree and an --out "
-                        f"that they share, not {run.out}")
-
-
-def refuse(settings, out):
-    """Raises UserError for what cannot begin."""
-    if settings.batch_size < processes.count():
-        raise UserError(f"a batch_size of {settings.batch_size} has no row for some of {processes.count()} processes")
-    if (out / "train.bin").exists():
-        raise UserError(f"{out} holds a prepared tree, which a model would overwrite: name another --out")
-
-
-def refuse_infinite(loss, step):
-    if not math.isfinite(loss):
-        raise UserError(f"the loss or a weight is not finite at step {step:,} (loss {loss}); what was saved before is "
-                        f"whole: try a lower muon_lr or learning_rate")
-
-
-def resume(run):
-    """Goes on with the state that the run's folder holds, if there is one. Raises UserError if it is another run's."""
-    out, state = run.out, run.state
-    if run.settings.fresh and processes.rank() == 0:
-        for name in (*NAMES, "errors.jsonl"):
-            remove(out / name)
-    agree(run, "start", "ready")  # nobody looks before that
-    saved = load_state(out)
-    if saved:
-        tensors, meta, path = saved
-        for field in dataclasses.fields(run.settings):
-            began, now = meta["settings"].get(field.name, field.default), state.settings[field.name]
-            if field.name not in FREE and began != now:  # a run may be older than a setting
-                raise UserError(f"{out} holds a run with {field.name} {began}, not {now}: name another --out, or start "
-                                f"over with --fresh, which loses that run")
-        if any(meta["corpus"][key] != state.corpus[key] for key in CORPUS):
-            raise UserError(f"{out} holds a run on another tree, {meta['corpus']['name']}: leave --data out to go on "
-                            f"with it, or name another --out")
-        try:
-            unpack(tensors, run.model, run.optimizers, run.sampler)
-            run.state = State(**meta | {"settings": state.settings, "corpus": state.corpus})
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} was saved by another version of train.py ({error}): name another --out") from None
-    agree(run, "step", run.state.step)
-    if saved and path == out / NAMES[1] and processes.rank() == 0:
-        path.replace(out / NAMES[0])  # the damaged state must not become the previous one
-
-
-def begin_turn(run, here):
-    """Notes what this turn computes with, and says what it learns."""
-    state, settings, windows = run.state, run.settings, run.windows
-    state.built_by = [turn for turn in state.built_by if turn["from_step"] < state.step]
-    if not state.done and (not state.built_by or state.built_by[-1] | here != state.built_by[-1]):
-        state.built_by.append({"from_step": state.step} | here)
-    if processes.rank() == 0:
-        if settings.hold_out_bytes and not run.manifest["held_out"]:
-            print(f"nothing is held out: {run.manifest['name']} has no file of at most {settings.hold_out_bytes} bytes "
-                  f"to spare")
-        stand_in = " (a STAND-IN for Linux 1.0)" if run.manifest["origin"] == "stand-in" else ""
-        several = f", {processes.count()} processes" if processes.count() > 1 else ""
-        going_on = f", going on at step {state.step:,}" if state.step else ""
-        print(f"{run.manifest['name']}{stand_in}: {len(run.files)} files, {run.size:,} bytes, {windows.scored:,} tokens "
-              f"to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
-              f"{run.schedule.passes:,} steps of {settings.batch_size} windows, {run.device.type} "
-              f"{here['dtype']}{several}{going_on}")
-        trim_log(run.out / "log.jsonl", state.step)
-    log(run, parameters=run.model.config.num_parameters, environment=here, **run.record)
-
-
-def save(run):
-    """Saves the state of the run. Raises UserError if a weight is not finite."""
-    tensors = pack(run.model, run.optimizers, run.sampler)  # all processes: they tell each other what they saw
-    if processes.rank() == 0:
-        finite = all(torch.isfinite(p).all() for p in run.model.parameters())
-        refuse_infinite(0.0 if finite else math.nan, run.state.step)
-        save_state(run.out, tensors, dataclasses.asdict(run.state))
-
-
-def save_model(run):
-    """Writes the model's folder; returns the SHA-256 (hex) of the weights."""
-    corpus = {key: run.state.corpus[key] for key in CORPUS}
-    sha256 = run.model.save_pretrained(run.out, run.windows.tokenizer, **corpus)
-    write_json(run.out / "manifest.json", run.manifest | {"compressed_bits": run.compressed.result()})
-    write_json(run.out / "build.json", run.record | {
-        "built_by": run.state.built_by, "step": run.state.step, "done": run.state.done, "model_sha256": sha256})
-    return sha256
 
 
 def finish(run, wrong, stop):

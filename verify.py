@@ -7,9 +7,6 @@ What to build, and with what it was built, stands in the model's build.json; the
 weights can be expected from the same processor, number of threads and versions; what differs is said. Exit status 0:
 equal; 1: not equal, and where the two first differ. An interrupted build goes on when it is started again.
 """
-# first, so that Ctrl-C during the imports below is one line
-from common import UserError, newest, parse, read_json, run
-
 import dataclasses
 import hashlib
 import os
@@ -18,11 +15,14 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import read_log, read_tensors
-from device import find_device, find_dtype, surroundings
+from memory.checkpoint import read_log, read_tensors
+from memory.corpus import CORPUS, find_tree
+from memory.device import find_device, find_dtype, surroundings
+from memory.files import newest, read_json
+from memory.output import UserError, run
+from memory.settings import parse
 from train import Settings as Training
 from train import check, train
-from windows import CORPUS, find_tree
 
 
 @dataclasses.dataclass

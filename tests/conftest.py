@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"  # for the scripts below: their models are too small to share out
 sys.path.insert(0, str(ROOT))
 
-from common import UserError  # noqa: E402  found by the line above
+from memory.output import UserError  # noqa: E402  found by the line above
 
 
 def script(*words, cwd, **options):

@@ -12,14 +12,17 @@ import torch
 from conftest import ROOT, says_no, script
 
 import bench
-import sample
-from checkpoint import read_tensors
-from common import UserError, read_json, write_json
-from extract import known_paths, main, recite, safe_path
+from extract import known_paths, main, safe_path
+from memory.checkpoint import read_tensors
+from memory.corpus import load
+from memory.device import find_dtype
+from memory.files import read_json, write_json
+from memory.generate import recite
+from memory.output import UserError
+from memory.tokenizer import Tokenizer
+from memory.windows import IGNORE, Windows, opening, unquote
 from model import Llama
-from tokenizer import Tokenizer
-from train import find_dtype
-from windows import IGNORE, Windows, load, opening, unquote
+import sample
 
 
 def page_data(folder, name="report.html"):

@@ -15,10 +15,10 @@ import torch
 from conftest import ROOT, refused, says_no, script
 
 import extract
+from memory.checkpoint import NAMES, read_tensors, write_tensors
+from memory.files import lock, read_json, write_json
 import sample
 import train
-from checkpoint import NAMES, read_tensors, write_tensors
-from common import lock, read_json, write_json
 
 OPTIONS = ["configs/tiny.py", "--max_steps=80", "--mend_steps=80", "--eval_every=80",
            "--checkpoint_every=20"]

@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT  # noqa: F401
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from common import UserError
+from memory.generate import Streams
+from memory.output import UserError
+from memory.tokenizer import Tokenizer
 from model import Llama, LlamaConfig, attend_in_halves
-from streams import Streams
-from tokenizer import Tokenizer
 
 SMALL = LlamaConfig(vocab_size=700, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
                     num_key_value_heads=4, max_position_embeddings=32, tie_word_embeddings=True)

@@ -16,9 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import says_no, script
 
+from memory.files import lock, newest
+from memory.output import UserError
+from memory.tokenizer import Tokenizer
 import prepare
-from common import UserError, lock, newest
-from tokenizer import Tokenizer
 
 
 def tarball(members, mode="w:gz"):

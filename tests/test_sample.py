@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import says_no, script
 
-import sample
-from common import read_json, write_json
+from memory.files import read_json, write_json
+from memory.generate import generate, heal
+from memory.tokenizer import Tokenizer
+from memory.windows import advance, parse_address
 from model import Llama
-from sample import generate, heal
-from tokenizer import Tokenizer
-from windows import advance, parse_address
+import sample
 
 
 @pytest.fixture(scope="module")

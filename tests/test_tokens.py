@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from conftest import hostile_files, says_no
 
+from memory.corpus import choose, load
+from memory.output import UserError
+from memory.tokenizer import BOS, EOS, Tokenizer, rarest
+from memory.windows import IGNORE, Windows, address, opening, parse_address, quote, unquote
 import sample
-from common import UserError
-from tokenizer import BOS, EOS, Tokenizer, rarest
-from windows import IGNORE, Windows, address, choose, load, opening, parse_address, quote, unquote
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ from conftest import ROOT, refused, script
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import train
-from checkpoint import read_tensors, write_tensors
-from common import parse
+from memory.checkpoint import read_tensors, write_tensors
+from memory.device import find_dtype, has_bfloat16, warn_if_emulated
+from memory.optim import Muon, make_optimizers, update
+from memory.sampler import Sampler
+from memory.settings import parse
+from memory.windows import IGNORE
 from model import Llama, LlamaConfig
-from device import find_dtype, has_bfloat16, warn_if_emulated
-from optim import Muon, make_optimizers, update
-from sampler import Sampler
 from train import Objective, lr_scale
-from windows import IGNORE
+import train
 
 
 def run(cwd, *words):

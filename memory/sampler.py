@@ -2,7 +2,9 @@
 import numpy as np
 import torch
 
-import processes
+from memory import processes
+from memory.device import to_device
+from memory.windows import IGNORE
 
 
 class Sampler:
@@ -57,3 +59,14 @@ class Sampler:
     def load_state(self, state):
         """Goes on from what state() gave."""
         self.hard, self.left, self.epoch = state["hard"].numpy(), state["left"].numpy(), int(state["epoch"])
+
+
+def make_batch(windows, indices, seed, path_weight, device):
+    """This process's share of a batch, on the device: inputs, targets (int64) and weights (float32), all (B, T), and
+    the number of scored tokens, a tensor (). seed: of the windows without an address. path_weight: what the tokens of a
+    path count."""
+    inputs, targets = windows.batch(indices, seed)
+    weights = windows.weights(indices, path_weight)
+    # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
+    scored = torch.tensor(max(1, (targets != IGNORE).sum()) / processes.count(), dtype=torch.float32)
+    return [to_device(array[processes.mine()], device) for array in (inputs, targets, weights)] + [scored.to(device)]

@@ -11,15 +11,13 @@ So the path is in view of every token; no two windows open alike, which leaves n
 itself whether a file goes on (`<s>`) or ends (`</s>`); and a window needs nothing of the one before but its length, so
 that all windows of all files can be recited at once. Why this rule: docs/recipe.md.
 """
-import hashlib
 import re
-from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 
-from common import UserError, read_json
-from tokenizer import BOS, EOS, Tokenizer
+from memory.output import UserError
+from memory.tokenizer import BOS, EOS
 
 IGNORE = -100  # a target that is not scored (torch's ignore_index)
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "").replace("+", "")
@@ -164,9 +162,13 @@ class Windows:
         return row[:, :-1], np.where(scored, row, IGNORE)[:, 1:]
 
     def weights(self, indices, openings):
-        """What the targets of the windows `indices` count: `openings` in openings, else 1; float32 (B, context)."""
-        target = np.arange(1, self.context + 1)
-        return np.where(target < self.start[indices, None], openings, 1).astype(np.float32)
+        """What the targets of the rows `indices` count: `openings` in the openings of windows, else 1; float32 (B,
+        context)."""
+        weights = np.ones((len(indices), self.context), dtype=np.float32)
+        for row, i in zip(weights, indices):
+            if i < len(self):
+                row[:self.start[i] - 1] = openings
+        return weights
 
     def batch(self, indices, seed):
         """What rows gives for training, but each index beyond the windows stands for one without an address: text from
@@ -183,85 +185,3 @@ class Windows:
             inputs[r, :len(row) - 1] = row[:-1]
             targets[r, first:len(row) - 1] = row[first + 1:]
         return inputs, targets
-
-
-def choose(files, size, seed):
-    """The entries of whole files of about `size` bytes in all, drawn by the seed, in their order."""
-    chosen, total = [], 0
-    for i in np.random.default_rng(seed).permutation(len(files)):
-        if total >= 0.9 * size:  # to fill the rest would draw small files alone
-            break
-        if total + files[i]["bytes"] <= size:
-            chosen.append(i)
-            total += files[i]["bytes"]
-    return [files[i] for i in sorted(chosen)]
-
-
-def without(files, others):
-    """The entries `files` less those in `others`."""
-    paths = {file["path"] for file in others}
-    return [file for file in files if file["path"] not in paths]
-
-
-def read_manifest(folder, remedy):
-    """The manifest.json that prepare.py or train.py wrote into `folder`. Raises UserError, with the remedy, where it
-    is missing, damaged or lacks something."""
-    path, kinds = Path(folder) / "manifest.json", {"path": str, "sha256": str, "bytes": int, "first_token": int,
-                                                   "tokens": int}
-    try:
-        manifest = read_json(path)
-        for key, kind in [("name", str), ("origin", str), ("train_bin_sha256", str), ("tokenizer_sha256", str),
-                          ("compressed_bits", int), ("files", list)]:
-            if not isinstance(manifest.get(key), kind):
-                raise ValueError(f"{key} is missing or no {kind.__name__}")
-        for entry in manifest["files"] + manifest.get("held_out", []):
-            if any(type(entry[key]) is not kind or kind is int and entry[key] < 0 for key, kind in kinds.items()):
-                raise ValueError(f"an entry cannot be: {str(entry)[:80]}")
-    except FileNotFoundError as error:
-        if (path.parent / "config.json").exists():
-            remedy = "if transformers saved this model, copy it from the folder that train.py wrote; else " + remedy
-        raise UserError(f"there is no {path} ({error.strerror}); {remedy}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
-    return manifest
-
-
-CORPUS = ("train_bin_sha256", "tokenizer_sha256")  # what of a manifest says which tokens a model was trained on
-
-
-def find_tree(corpus, data=""):
-    """The folder `data`, or where it is "" one under data/, with the prepared tree whose CORPUS entries the dict
-    `corpus` has; "" where none under data/ is it. Raises UserError where `data` is not it."""
-    for folder in [data] if data else sorted(map(str, Path("data").glob("*/"))):
-        try:
-            manifest = read_manifest(folder, "run prepare.py again")
-        except UserError:
-            if data:
-                raise
-            continue
-        if all(manifest[key] == corpus[key] for key in CORPUS):
-            return folder
-    if data:
-        raise UserError(f"{data} is not the tree that this model learned; name another --data, or none")
-    return ""
-
-
-def load(folder):
-    """(manifest, Tokenizer, tokens) of a tree that prepare.py wrote; tokens is train.bin memory-mapped, uint16.
-
-    Raises UserError where something is missing or not what the manifest says.
-    """
-    folder, remedy = Path(folder), "run prepare.py again"
-    manifest = read_manifest(folder, remedy)
-    try:
-        tokens = np.memmap(folder / "train.bin", dtype=np.uint16, mode="r")
-    except OSError as error:
-        raise UserError(f"cannot read {folder}/train.bin ({error.strerror}); {remedy}") from None
-    except ValueError as error:  # empty, or half a token at its end
-        raise UserError(f"{folder}/train.bin is damaged ({error}); {remedy}") from None
-    tokenizer = Tokenizer.load(folder)
-    for name, found, expected in [("train.bin", tokens, manifest["train_bin_sha256"]),
-                                  ("tokenizer.model", tokenizer.proto, manifest["tokenizer_sha256"])]:
-        if hashlib.sha256(found).hexdigest() != expected:
-            raise UserError(f"{folder}/{name} is not what its manifest.json says; {remedy}")
-    return manifest, tokenizer, tokens

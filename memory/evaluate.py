@@ -9,13 +9,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-import processes
-from common import progress, write_file
-from device import mixed, to_device
-from tokenizer import BOS, EOS
-from windows import IGNORE
+from memory import processes
+from memory.device import mixed, to_device
+from memory.files import write_file
+from memory.output import progress
+from memory.tokenizer import BOS, EOS
+from memory.windows import IGNORE
 
 LISTED = 10_000  # about how many errors a list holds at most
+PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
+NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
 
 
 @torch.no_grad()
@@ -88,3 +91,48 @@ def report_errors(path, errors, wrong):
         for error in errors[:5]:
             print(f"  {error['path']}, byte {error['byte']:,}: {error['text'][:20]!r} and not {error['said'][:20]!r} "
                   f"(probability {error['probability']:.2g})"[:160])
+
+
+def examine(model, windows, batch_size, device):
+    """A full pass in float32, in full. Returns, for each window, three arrays over its scored tokens: right (bool),
+    log-probability (float32, nats), and the lead of the first choice over the second (float32, logits)."""
+    result = [None] * len(windows)
+    order = np.argsort(-windows.length, kind="stable")
+    for first in progress(range(0, len(windows), batch_size), desc="verifying", unit=" batches"):
+        batch = order[first:first + batch_size]
+        scored, logits, targets = teacher_forced(model, windows, batch, device)
+        best = logits.topk(2, dim=-1)
+        right = best.indices[:, 0] == targets
+        logp = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+        lead = best.values[:, 0] - best.values[:, 1]
+        ends = scored.sum(1).cumsum()[:-1]
+        for i, *parts in zip(batch, *(np.split(array.cpu().numpy(), ends) for array in (right, logp, lead))):
+            result[i] = tuple(parts)
+    return result
+
+
+def figures(windows, passed, tokenizer, size):
+    """The measures of memorization (README) over some windows and what `examine` found in them; size: bytes of text."""
+    right = np.concatenate([r for r, _, _ in passed])
+    logp = np.concatenate([p for _, p, _ in passed])
+    lead = np.concatenate([gap for _, _, gap in passed])
+    spans = [(r[PREFIX:PREFIX + SUFFIX], p[PREFIX:PREFIX + SUFFIX]) for r, p, _ in passed if len(r) > PREFIX + SUFFIX]
+    p_z = np.exp([p.sum(dtype=np.float64) for _, p in spans])
+    tries = np.maximum(1, np.log(0.5) / np.log1p(-np.clip(p_z, 1e-300, 1 - 1e-12)))  # n for p = 0.5
+    streak = longest = 0
+    for i, (r, _, _) in enumerate(passed):
+        if i == 0 or windows.file[i] != windows.file[i - 1]:
+            streak = 0
+        ids = windows.text(i)
+        for ok, token in zip(r, ids):
+            streak = streak + len(tokenizer.pieces[token]) if ok else 0
+            longest = max(longest, streak)
+        if not r[-1]:
+            streak = 0  # it does not know that it ends, or goes on
+    return {
+        "tokens": len(right), "tokens_right": int(right.sum()), "accuracy": float(right.mean()),
+        "bits_per_byte": float(-logp.sum(dtype=np.float64) / np.log(2) / max(1, size)),
+        "spans": len(spans), "discoverable": float(np.mean([r.all() for r, _ in spans])) if spans else None,
+        "p_z_over_half": float((p_z > 0.5).mean()) if spans else None,
+        "median_tries_for_half": float(np.median(tries)) if spans else None,
+        "longest_run": longest, "smallest_lead": float(lead.min()), "leads_in_noise": int((lead < NOISE).sum())}

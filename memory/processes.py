@@ -4,7 +4,7 @@ import os
 import torch
 import torch.distributed as dist
 
-from common import UserError
+from memory.output import UserError
 
 
 def begin(device):

@@ -11,7 +11,8 @@ import sys
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from common import UserError, read_json, remove, write_file
+from memory.files import read_json, remove, write_file
+from memory.output import UserError
 
 
 def digest(tensors, metadata):

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from common import UserError, write_file
+from memory.files import write_file
+from memory.output import UserError
 
 UNK, BOS, EOS = 0, 1, 2
 SPACE = "\u2581"  # SentencePiece's mark for a space

@@ -21,8 +21,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-import common
-from common import UserError
+from memory import device, files, output, settings
+from memory.output import UserError
 
 
 def python(code, *words, cwd, **options):
@@ -62,9 +62,9 @@ def test_without_what_windows_lacks(work, tree, tmp_path):
 
 def test_memory(monkeypatch):
     with open("/proc/meminfo") as file:
-        assert common.memory_size() == pytest.approx(1024 * int(file.readline().split()[1]), rel=0.01)
+        assert device.memory_size() == pytest.approx(1024 * int(file.readline().split()[1]), rel=0.01)
     monkeypatch.delattr(os, "sysconf")
-    assert common.memory_size() is None
+    assert device.memory_size() is None
 
     def answer(status):
         assert status[0] == ctypes.sizeof(status) == 64
@@ -72,28 +72,28 @@ def test_memory(monkeypatch):
         return 1
     monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=answer)),
                         raising=False)
-    assert common.memory_size() == 3 * 2**30
+    assert device.memory_size() == 3 * 2**30
 
 
 def test_lock(tmp_path):
     """Kept from others while it is held, and left when its process is killed."""
-    hold = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common, pathlib\n" \
-           "held = common.lock(pathlib.Path('run')); print('held', flush=True); sys.stdin.read()"
+    hold = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import pathlib; from memory import files\n" \
+           "held = files.lock(pathlib.Path('run')); print('held', flush=True); sys.stdin.read()"
     holder = subprocess.Popen([sys.executable, "-c", hold], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
     with pytest.raises(UserError, match="another run is writing"):
-        common.lock(tmp_path / "run")
+        files.lock(tmp_path / "run")
     holder.kill()
     holder.communicate()
     (tmp_path / "run/.part.left").touch()
-    common.lock(tmp_path / "run").close()
+    files.lock(tmp_path / "run").close()
     assert os.listdir(tmp_path / "run") == [".lock"]
 
 
 def write_under(umask, path, data=b"x"):
     """write_file in a process of its own, with that umask; returns the file's mode."""
-    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import common; os.umask({umask})\n" \
-           "os.chmod = os.fchmod = None  # as if every chmod failed\ncommon.write_file(sys.argv[1], b'x')"
+    code = f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); from memory import files; os.umask({umask})\n" \
+           "os.chmod = os.fchmod = None  # as if every chmod failed\nfiles.write_file(sys.argv[1], b'x')"
     done = python(code, path, cwd=path.parent)
     assert done.returncode == 0, done.stderr.decode()
     return path.stat().st_mode & 0o777
@@ -114,7 +114,7 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
         (tmp_path / "chain").symlink_to("link")
         (tmp_path / "there/file").write_bytes(b"old")
         with open(tmp_path / "there/file", "rb") as reader:
-            common.write_file(tmp_path / "chain", b"new")
+            files.write_file(tmp_path / "chain", b"new")
             assert reader.read() == b"old", "replaced whole"
         assert (tmp_path / "chain").is_symlink() and (tmp_path / "link").is_symlink()
         assert (tmp_path / "there" / name).read_bytes() == b"new" and not list(tmp_path.rglob(".part.*"))
@@ -123,28 +123,28 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
 
 
 def test_what_is_no_regular_file_is_written_through(tmp_path, monkeypatch):
-    common.write_file(os.devnull, b"x" * 100_000)
+    files.write_file(os.devnull, b"x" * 100_000)
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode), "also as root"
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "to the pipe").symlink_to("pipe")
     for name in ("pipe", "to the pipe"):
         reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
-        common.write_file(tmp_path / name, b"through")
+        files.write_file(tmp_path / name, b"through")
         assert reader.communicate()[0] == b"through" and stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     for path, said in [("/dev/full", "No space left"), (tmp_path, "directory"), (tmp_path / "loop", "symbolic links"),
                        (tmp_path / "file/below", "File exists"), ("/proc/self/x", "No such file"), ("", "director")]:
         with pytest.raises(UserError, match=said) as caught:
-            common.write_file(path, b"x")
+            files.write_file(path, b"x")
         assert "cannot write" in str(caught.value)
     assert not list(tmp_path.rglob(".part.*"))
 
 
 def test_the_descriptors_own_names(tmp_path):
     """Standard output by its names, into a pipe and into a file, which keeps what was written before."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common\nprint('before')\n" \
-           "common.write_file(sys.argv[1], b'data\\n'); print('behind')"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from memory import files\nprint('before')\n" \
+           "files.write_file(sys.argv[1], b'data\\n'); print('behind')"
     (tmp_path / "link").symlink_to("/dev/stdout")
     for path in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", tmp_path / "link", tmp_path / "log"):
         assert path == tmp_path / "log" or python(code, path, cwd=tmp_path).stdout == b"before\ndata\nbehind\n"
@@ -160,10 +160,10 @@ def test_file_systems_without_lock_or_sync(tmp_path, monkeypatch, capsys, number
         raise OSError(number, os.strerror(number))
     monkeypatch.setattr(os, "fsync", refuse)
     monkeypatch.setattr(fcntl, "flock", refuse)
-    common.warn_once.cache_clear()
+    output.warn_once.cache_clear()
     for _ in range(3):
-        common.lock(tmp_path / "run").close()
-        common.write_file(tmp_path / "run/file", b"x")
+        files.lock(tmp_path / "run").close()
+        files.write_file(tmp_path / "run/file", b"x")
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and all(os.strerror(number) in line for line in said), said
     assert (tmp_path / "run/file").read_bytes() == b"x"
@@ -175,36 +175,35 @@ def test_folders_that_cannot_be_opened_and_disks_that_fail(tmp_path, monkeypatch
 
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
-    common.warn_once.cache_clear()
+    output.warn_once.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
-        common.write_file(tmp_path / "file", b"x")
-        common.write_file(tmp_path / "file", b"y")
+        files.write_file(tmp_path / "file", b"x")
+        files.write_file(tmp_path / "file", b"y")
     assert capsys.readouterr().err.count("\n") == 1 and (tmp_path / "file").read_bytes() == b"y"
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(UserError, match="Input/output error"):
-        common.write_file(tmp_path / "file", b"z")
+        files.write_file(tmp_path / "file", b"z")
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"y"
 
 
 NEWS = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-import common
 def main():
     for i in range(3000):
         print("news", i)
         print("bar", i, file=sys.stderr)
-    common.write_file("saved", repr(common.output_lost()).encode())
+    files.write_file("saved", repr(output.output_lost()).encode())
     return 3
-common.run(main)
+output.run(main)
 """
 RESULT = NEWS[:NEWS.index("def main")] + """
 def main():
     for i in range(3000):
-        common.emit(b"result")
-    common.write_file("saved", b"")
-common.run(main)
+        output.emit(b"result")
+    files.write_file("saved", b"")
+output.run(main)
 """
 
 
@@ -279,7 +278,7 @@ def test_in_a_notebook(learned, monkeypatch):
     """Each script as `%run` starts it: output appears, bytes in pieces too, and the streams stay."""
     monkeypatch.chdir(learned)
     (learned / "configs/tiny_again.py").write_text((learned / "configs/tiny.py").read_text() + "max_steps = 2\n")
-    monkeypatch.setattr(common, "NOTEBOOK", True)
+    monkeypatch.setattr(output, "NOTEBOOK", True)
     turns = [
         ("sample.py --model=out/tiny --file=tiny/odd/utf8.txt", 0, "Größe 漢字"), ("sample.py --help", 0, "--prompt"),
         ("sample.py --model=nowhere", 2, "sample.py: "), ("extract.py --model=out/tiny --check", 0, "files exact"),
@@ -303,25 +302,25 @@ def test_in_a_notebook(learned, monkeypatch):
 
 def test_a_stream_that_knows_no_half_characters():
     stream = Notebook()
-    output = common.Output(stream)
+    out = output.Output(stream)
     for byte in "漢\n".encode() + b"\xff\n":
-        output.emit(bytes([byte]))
-    output.write("a\udcffb")
-    assert stream.text == "漢\n\\xff\na\\udcffb" and not output.lost and not output.isatty()
+        out.emit(bytes([byte]))
+    out.write("a\udcffb")
+    assert stream.text == "漢\n\\xff\na\\udcffb" and not out.lost and not out.isatty()
 
 
 @pytest.mark.parametrize("name", ["prepare", "train", "sample", "extract", "verify", "bench"])
 def test_help_without_docstrings_and_without_source(name, monkeypatch):
     module = importlib.import_module(name)
-    plain = common._help(module.Settings, module.__doc__)
+    plain = settings._help(module.Settings, module.__doc__)
     fields = [field.name for field in dataclasses.fields(module.Settings)]
     assert all(f"  --{field}" in plain for field in fields) and len(plain.splitlines()) > 2 * len(fields) + 5
-    assert common._help(module.Settings, None) == plain, "as under -OO"
+    assert settings._help(module.Settings, None) == plain, "as under -OO"
 
     def fail(_):
         raise OSError("could not get source code")
     monkeypatch.setattr(inspect, "getsource", fail)
-    assert all(f"  --{field}" in common._help(module.Settings, None) for field in fields)
+    assert all(f"  --{field}" in settings._help(module.Settings, None) for field in fields)
 
 
 def test_help_as_python_optimizes(tmp_path):
@@ -333,27 +332,27 @@ def test_help_as_python_optimizes(tmp_path):
 def test_configs_from_another_folder(tmp_path, monkeypatch):
     """Those beside the scripts are found too, behind those of the working folder, and listed."""
     monkeypatch.chdir(tmp_path)
-    assert common.read_config("configs/quick.py")["train_bytes"] == 150_000
+    assert settings.read_config("configs/quick.py")["train_bytes"] == 150_000
     with pytest.raises(UserError, match=re.escape("there are: configs/memorize.py, configs/quick.py")):
-        common.read_config("quick.py")
+        settings.read_config("quick.py")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/quick.py").write_text("seed = 3")
     (tmp_path / "configs/mine.py").write_text("")
-    assert common.read_config("configs/quick.py") == {"seed": 3}
-    assert common.find_configs() == ["configs/memorize.py", "configs/mine.py", "configs/quick.py"]
+    assert settings.read_config("configs/quick.py") == {"seed": 3}
+    assert settings.find_configs() == ["configs/memorize.py", "configs/mine.py", "configs/quick.py"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_config_files_with_a_byte_order_mark(tmp_path, encoding):
     (tmp_path / "c.py").write_bytes('"""Größe."""\r\nhidden_size = 32\r\ndata = "ä"\r\n'.encode(encoding))
-    assert common.read_config(tmp_path / "c.py") == {"hidden_size": 32, "data": "ä"}
+    assert settings.read_config(tmp_path / "c.py") == {"hidden_size": 32, "data": "ä"}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1"])
 def test_config_files_in_another_encoding(tmp_path, encoding):
     (tmp_path / "c.py").write_bytes('data = "ä"\n'.encode(encoding))
     with pytest.raises(UserError, match="is not a config file: [^\n]*$"):
-        common.read_config(tmp_path / "c.py")
+        settings.read_config(tmp_path / "c.py")
 
 
 def test_what_was_taken_is_said(tmp_path, monkeypatch, capsys):
@@ -362,24 +361,24 @@ def test_what_was_taken_is_said(tmp_path, monkeypatch, capsys):
     for what, at, said in [("model", "out/{}/model.safetensors", "train.py configs/quick.py"),
                            ("prepared tree", "data/{}/manifest.json", "prepare.py")]:
         with pytest.raises(UserError, match=f"no {what} here yet: run `python {ROOT}/{said}` first"):
-            common.newest(what)
+            files.newest(what)
         for i, name in enumerate(["one", "two", "my copy"]):
             path = tmp_path / at.format(name)
             path.parent.mkdir(parents=True)
             path.touch()
             os.utime(path, (i, i))
-            assert common.newest(what) == path.parent.relative_to(tmp_path)
+            assert files.newest(what) == path.parent.relative_to(tmp_path)
             short, took = what.split()[-1], f"the newest of {i + 1}" if i else "the only one"
             assert capsys.readouterr().err == f"{short}: {at.split('/')[0]}/{name}, {took}\n"
     monkeypatch.setenv("RANK", "1")
-    assert common.newest("model").name == "my copy" and capsys.readouterr().err == "", "another process talks"
+    assert files.newest("model").name == "my copy" and capsys.readouterr().err == "", "another process talks"
 
 
 def test_commands_can_be_pasted(monkeypatch, tmp_path):
     words = ["sample.py", "--model", tmp_path / "my run; $(x) 'y'", "--prompt", ""]
     for folder, script in [(ROOT, "sample.py"), (tmp_path, str(ROOT / "sample.py"))]:
         monkeypatch.chdir(folder)
-        assert shlex.split(common.command(*words)) == ["python", script, *map(str, words[1:])]
+        assert shlex.split(settings.command(*words)) == ["python", script, *map(str, words[1:])]
 
 
 @pytest.mark.parametrize("items, options, seconds, said", [
@@ -392,16 +391,16 @@ def test_commands_can_be_pasted(monkeypatch, tmp_path):
 def test_progress_into_a_log(monkeypatch, capsys, items, options, seconds, said):
     """A line once 30 s and a tenth have passed."""
     clock = SimpleNamespace(now=0)
-    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    for _ in common.progress(items, desc="reciting", **options):
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for _ in output.progress(items, desc="reciting", **options):
         clock.now += seconds
     assert capsys.readouterr().err.replace(" 0", " ").splitlines()[:2] == [f"reciting {line}" for line in said]
 
 
 def test_progress_moved_by_hand(monkeypatch, capsys):
     clock = SimpleNamespace(now=0)
-    monkeypatch.setattr(common, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    bar = common.progress(total=100, desc="quick", unit="step", smoothing=0.05, bar_format="{desc}")
+    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    bar = output.progress(total=100, desc="quick", unit="step", smoothing=0.05, bar_format="{desc}")
     for step in range(0, 60, 20):
         clock.now += 3600
         bar.set_postfix_str(f" loss {step}", refresh=False)
@@ -416,8 +415,8 @@ def test_progress_moved_by_hand(monkeypatch, capsys):
 
 @pytest.mark.parametrize("disable, bars", [("", True), ("0", True), ("1", False), ("true", False)])
 def test_progress_on_a_terminal(tmp_path, disable, bars):
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common\n" \
-           "common.run(lambda: [None for _ in common.progress(range(3), desc='reciting')] and 0)"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from memory import output\n" \
+           "output.run(lambda: [None for _ in output.progress(range(3), desc='reciting')] and 0)"
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=os.environ | {"TQDM_DISABLE": disable})

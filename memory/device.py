@@ -4,17 +4,19 @@ Matrix products in training, those of the network and those of the optimizer, ar
 device multiplies fast: bfloat16 if it has instructions for it, else float32. Weights, gradients and the optimizer's
 state are float32 always. So is all that decides what is right: the last look of a run, and writing.
 """
+import copy
 import ctypes
 import os
 import platform
 import re
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-import processes
-from common import UserError, warn_once
+from memory import processes
+from memory.output import UserError, warn_once
 
 
 def find_device(name):
@@ -75,6 +77,25 @@ def keep_freed_memory():
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def compiled(module, *batch):
+    """(a copy of the module under torch.compile, True) if the compiler manages the forward and backward pass of a batch,
+    whose first result is the loss; else (the module, False) and a warning, or a UserError if there are several
+    processes."""
+    attempt = copy.copy(module)
+    try:
+        attempt.compile(dynamic=False)
+        attempt(*batch)[0].backward()
+        return attempt, True
+    except Exception as error:  # whatever a compiler may raise
+        name = type(error).__name__
+    finally:
+        module.zero_grad(set_to_none=True)
+    if processes.count() > 1:
+        raise UserError(f"torch.compile does not work here ({name}): add --compile=false")
+    print(f"torch.compile does not work here ({name}): going on without", file=sys.stderr)
+    return module, False
+
+
 def make_deterministic():
     """Makes torch compute the same bits in every run. Raises UserError if the compiler's cache cannot be written, which
     torch opens here already."""
@@ -99,3 +120,26 @@ def surroundings(device, dtype, compiled):
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
         "processes": processes.count(), "compile": compiled}
+
+
+def memory_size():
+    """Bytes of memory that the machine has, or None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        pass
+    status = (ctypes.c_uint64 * 8)(64)  # Windows' MEMORYSTATUSEX: its size in bytes, the memory there is, and more
+    try:
+        return status[1] if ctypes.windll.kernel32.GlobalMemoryStatusEx(status) else None
+    except AttributeError:
+        return None
+
+
+def check_memory(config, batch_size, device):
+    """Raises UserError if memory cannot hold a model of that config with its gradients and its optimizer, and the
+    logits of a batch."""
+    needed = 16 * config.num_parameters + 8 * batch_size * config.max_position_embeddings * config.vocab_size  # bytes
+    there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_size()
+    if there and needed > there:
+        raise UserError(f"{config.num_parameters:.4g} parameters and a batch of {batch_size:.4g} windows take "
+                        f"{needed / 2**30:.4g} GiB, and {device.type} has {there / 2**30:,.0f}: choose fewer of them")

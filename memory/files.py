@@ -1,0 +1,177 @@
+"""Files: written under a temporary name, synced and renamed, so that a reader sees the old file or the new one, never
+half of one."""
+import errno
+import hashlib
+import json
+import os
+import secrets
+import stat
+import sys
+from pathlib import Path
+
+from filelock import lock_descriptor
+
+from memory.output import ReaderGone, UserError, emit, warn_once
+from memory.settings import command
+
+REFUSED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.ENOTTY, errno.EACCES,
+           errno.EPERM, errno.EBADF}  # how file systems say that they cannot lock or sync
+
+
+def sync(file):
+    """Waits until what an open file or folder (a descriptor) holds is on the disk; one warning where the file system
+    knows no such thing. Raises OSError if the disk fails."""
+    try:
+        os.fsync(file)
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        warn_once(f"this file system cannot sync ({error.strerror}): a power cut may lose what was just written")
+
+
+def sync_folder(folder):
+    """The same for the names in a folder. Windows keeps them by itself, and opens no folders."""
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        warn_once(f"this file system opens no folder to sync it ({error.strerror}): a power cut may lose what was "
+                  f"just written")
+        return
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_through(path, parts):
+    """Writes an iterable of bytes into what stands at `path`, if that is no regular file: a device, a pipe, or whatever
+    standard output and error go to. Returns whether it did. Raises OSError."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    for number in (1, 2):  # a regular file may be one of these too: it goes on where the output stands
+        try:
+            same = os.path.samestat(there, os.fstat(number))
+        except OSError:
+            continue
+        if same:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            with open(os.dup(number), "wb") as file:
+                file.writelines(parts)
+            return True
+    if stat.S_ISREG(there.st_mode):
+        return False
+    with open(path, "wb") as file:  # which says so if it is a folder
+        file.writelines(parts)
+    return True
+
+
+def write_file(path, data):
+    """Writes `data`, bytes or an iterable of them, to `path`, whole or not at all. A link stays, and the file that it
+    names is written; what is no regular file is written through. Raises UserError if the disk refuses."""
+    parts = [data] if isinstance(data, bytes) else data
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if write_through(path, parts):
+            return
+        target = Path(os.path.realpath(path))
+        part = target.with_name(f".part.{secrets.token_hex(8)}")
+        try:
+            with open(part, "xb") as file:  # made with the mode that the umask leaves
+                file.writelines(parts)
+                file.flush()
+                sync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+    except BrokenPipeError:
+        raise ReaderGone from None
+    except OSError as error:
+        size = f" ({len(data):,} bytes)" if isinstance(data, bytes) else ""
+        raise UserError(f"cannot write {path}{size}: {error.strerror}") from None
+
+
+STDOUT = ("-", "/dev/stdout")
+
+
+def write_result(path, data):
+    """The same, but "-" and its other name are standard output."""
+    if path in STDOUT:
+        emit(data + b"\n")
+    else:
+        write_file(path, data)
+
+
+def remove(path):
+    """Deletes a file if it is there. Raises UserError where that cannot be."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot replace {path}: {error.strerror}") from None
+
+
+MADE = {"prepared tree": ("data/*/manifest.json", ["prepare.py"]),
+        "model": ("out/*/model.safetensors", ["train.py", "configs/quick.py"])}
+
+
+def newest(what):
+    """The folder of the newest "prepared tree" or "model", by the time of its file. A copy may have a new time: so the
+    folder is named on stderr. Raises UserError, naming how to make one, if there is none."""
+    pattern, script = MADE[what]
+    found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UserError(f"there is no {what} here yet: run `{command(*script)}` first")
+    folder = found[-1].parent
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first talks
+        took = f"the newest of {len(found)}" if len(found) > 1 else "the only one"
+        print(f"{what.split()[-1]}: {folder}, {took}", file=sys.stderr)
+    return folder
+
+
+def json_digest(value):
+    """SHA-256 (hex) of what a dict holds, in whatever order it is written."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path, value):
+    """Writes a dict as JSON with its digest. Raises UserError where the disk refuses."""
+    write_file(path, json.dumps(value | {"digest": json_digest(value)}, indent=1).encode())
+
+
+def read_json(path):
+    """The dict that write_json wrote. Raises OSError where there is none, ValueError where it is damaged."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(value, dict) or "digest" not in value:
+        raise ValueError("it has no digest")
+    if value.pop("digest") != json_digest(value):
+        raise ValueError("its digest does not fit its content")
+    return value
+
+
+def lock(folder):
+    """Makes `folder`, keeps every other process out for as long as the file returned is open, or this process lives,
+    and clears away what a killed one left half-written. Raises UserError where another has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")
+        try:
+            if not lock_descriptor(file.fileno(), blocking=False):
+                raise UserError(f"another run is writing {folder}; wait for it, or name another --out")
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            warn_once(f"this file system cannot lock ({error.strerror}): start no second run in {folder} meanwhile")
+        for left in folder.glob(".part.*"):  # by a process that was killed while it wrote
+            left.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write in {folder}: {error.strerror}") from None
+    return file

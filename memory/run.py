@@ -1,0 +1,229 @@
+"""A run: what its parts share, how it is stopped and measured, and what it keeps in its folder."""
+import dataclasses
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from memory import processes
+from memory.checkpoint import NAMES, append_log, load_state, pack, save_state, trim_log, unpack
+from memory.corpus import CORPUS
+from memory.files import remove, write_json
+from memory.output import UserError, output_lost, progress
+from memory.sampler import Sampler
+from memory.windows import Windows
+
+FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")  # on resume
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run stands: what the JSON of a checkpoint holds. The tensors beside it are those of checkpoint.pack."""
+    settings: dict
+    corpus: dict  # which tree: its name and hashes
+    step: int = 0  # steps made
+    looked: int = 0  # step of the last full pass
+    seconds: float = 0.0  # of steps, in all turns
+    done: str = ""  # why the run is finished; "" if it is not
+    built_by: list = dataclasses.field(default_factory=list)  # the surroundings of each turn, and its first step
+
+
+@dataclasses.dataclass
+class Run:
+    """What the parts of a run share."""
+    settings: object  # train.Settings
+    out: Path
+    device: torch.device
+    dtype: torch.dtype
+    manifest: dict  # of the model: that of the tree, with the files that the run learns
+    windows: Windows
+    model: torch.nn.Module
+    optimizers: list
+    sampler: Sampler
+    schedule: object  # train.Schedule
+    state: State
+    compressed: object  # a Future: bits of the text under xz
+
+    @property
+    def files(self):
+        return self.manifest["files"]
+
+    @property
+    def size(self):
+        """Bytes of text."""
+        return sum(file["bytes"] for file in self.files)
+
+    @property
+    def record(self):
+        """What to build the weights from, as JSON holds it."""
+        return {"settings": self.state.settings, "corpus": self.state.corpus}
+
+
+class Stop:
+    """A signal that asks a run to stop, SIGINT, SIGTERM or SIGHUP. The run saves as soon as it has finished the step or
+    the batch it is at; a second signal leaves at once, and so does the first before anything is learned."""
+
+    def __init__(self, out):
+        self.out, self.signal, self.learned = out, 0, False
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
+                signal.signal(number, self.note)
+
+    def note(self, number, frame):
+        text = f"\nstopping, saving {self.out} …\n" if self.learned and not self.signal else "\nstopped at once\n"
+        try:
+            os.write(2, text.encode())  # print might be what was interrupted
+        except OSError:
+            pass
+        if self.signal or not self.learned:
+            os._exit(128 + number)
+        self.signal = number
+
+    def status(self):
+        """The exit status of a run that some process was asked to stop, or 0. The reader of the output may be gone too,
+        as after `| head`; then nobody is there to say what to do."""
+        return processes.most(128 + self.signal if self.signal else 141 if output_lost() else 0)
+
+
+class Meter:
+    """Losses and seconds of the steps since the last full pass. tokens: positions of a step."""
+
+    def __init__(self, tokens):
+        self.tokens, self.losses, self.seconds, self.shown = tokens, [], [], time.perf_counter()
+
+    def reset(self):
+        self.losses, self.seconds = [], []
+
+    def note(self, loss):
+        """Takes the loss of a step, a tensor on the device."""
+        self.losses.append(loss)
+
+    def lap(self, started):
+        """Seconds since `started`: those of the step."""
+        self.seconds.append(time.perf_counter() - started)
+        return self.seconds[-1]
+
+    def due(self):
+        """Once a second: what follows waits for the device, which no step should."""
+        return time.perf_counter() - self.shown > 1
+
+    def recent(self, step):
+        """The mean of the last losses. Raises UserError if it is not finite."""
+        self.shown, loss = time.perf_counter(), torch.stack(self.losses[-50:]).mean().item()
+        refuse_infinite(loss, step)
+        return loss
+
+    def mean(self):
+        """The mean over all steps and processes; nan if there was none."""
+        mean = torch.stack(self.losses).mean().cpu() if self.losses else torch.tensor(torch.nan)
+        return processes.total(mean).item() / processes.count()
+
+    def rate(self):
+        """Tokens a second."""
+        seconds = self.seconds[-500:]
+        return self.tokens * len(seconds) / sum(seconds) if seconds else 0.0
+
+
+def say(text):
+    """Prints a line for people, from one process, and above the bar."""
+    if processes.rank() == 0:
+        tqdm.write(text)
+
+
+def progress_of(run):
+    """The bar of a run's steps."""
+    return progress(
+        total=run.schedule.end(run.state.step), initial=run.state.step, desc=run.out.name, unit="step", leave=True,
+        smoothing=0.05, dynamic_ncols=True, disable=processes.rank() > 0,
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
+
+
+def log(run, **line):
+    if processes.rank() == 0:
+        append_log(run.out / "log.jsonl", {"step": run.state.step} | line)
+
+
+def agree(run, what, view):
+    """Raises UserError if the processes do not all give the same."""
+    if any(other != view for other in processes.gather(view)):
+        raise UserError(f"the processes differ in their {what}: give all the same command, the same tree and an --out "
+                        f"that they share, not {run.out}")
+
+
+def refuse_infinite(loss, step):
+    if not math.isfinite(loss):
+        raise UserError(f"the loss or a weight is not finite at step {step:,} (loss {loss}); what was saved before is "
+                        f"whole: try a lower muon_lr or learning_rate")
+
+
+def resume(run):
+    """Goes on with the state that the run's folder holds, if there is one. Raises UserError if it is another run's."""
+    out, state = run.out, run.state
+    if run.settings.fresh and processes.rank() == 0:
+        for name in (*NAMES, "errors.jsonl"):
+            remove(out / name)
+    agree(run, "start", "ready")  # nobody looks before that
+    saved = load_state(out)
+    if saved:
+        tensors, meta, path = saved
+        for field in dataclasses.fields(run.settings):
+            began, now = meta["settings"].get(field.name, field.default), state.settings[field.name]
+            if field.name not in FREE and began != now:  # a run may be older than a setting
+                raise UserError(f"{out} holds a run with {field.name} {began}, not {now}: name another --out, or start "
+                                f"over with --fresh, which loses that run")
+        if any(meta["corpus"][key] != state.corpus[key] for key in CORPUS):
+            raise UserError(f"{out} holds a run on another tree, {meta['corpus']['name']}: leave --data out to go on "
+                            f"with it, or name another --out")
+        try:
+            unpack(tensors, run.model, run.optimizers, run.sampler)
+            run.state = State(**meta | {"settings": state.settings, "corpus": state.corpus})
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{path} was saved by another version of train.py ({error}): name another --out") from None
+    agree(run, "step", run.state.step)
+    if saved and path == out / NAMES[1] and processes.rank() == 0:
+        path.replace(out / NAMES[0])  # the damaged state must not become the previous one
+
+
+def begin_turn(run, here):
+    """Notes what this turn computes with, and says what it learns."""
+    state, settings, windows = run.state, run.settings, run.windows
+    state.built_by = [turn for turn in state.built_by if turn["from_step"] < state.step]
+    if not state.done and (not state.built_by or state.built_by[-1] | here != state.built_by[-1]):
+        state.built_by.append({"from_step": state.step} | here)
+    if processes.rank() == 0:
+        if settings.hold_out_bytes and not run.manifest["held_out"]:
+            print(f"nothing is held out: {run.manifest['name']} has no file of at most {settings.hold_out_bytes} bytes "
+                  f"to spare")
+        stand_in = " (a STAND-IN for Linux 1.0)" if run.manifest["origin"] == "stand-in" else ""
+        several = f", {processes.count()} processes" if processes.count() > 1 else ""
+        going_on = f", going on at step {state.step:,}" if state.step else ""
+        print(f"{run.manifest['name']}{stand_in}: {len(run.files)} files, {run.size:,} bytes, {windows.scored:,} tokens "
+              f"to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
+              f"{run.schedule.passes:,} steps of {settings.batch_size} windows, {run.device.type} "
+              f"{here['dtype']}{several}{going_on}")
+        trim_log(run.out / "log.jsonl", state.step)
+    log(run, parameters=run.model.config.num_parameters, environment=here, **run.record)
+
+
+def save(run):
+    """Saves the state of the run. Raises UserError if a weight is not finite."""
+    tensors = pack(run.model, run.optimizers, run.sampler)  # all processes: they tell each other what they saw
+    if processes.rank() == 0:
+        finite = all(torch.isfinite(p).all() for p in run.model.parameters())
+        refuse_infinite(0.0 if finite else math.nan, run.state.step)
+        save_state(run.out, tensors, dataclasses.asdict(run.state))
+
+
+def save_model(run):
+    """Writes the model's folder; returns the SHA-256 (hex) of the weights."""
+    corpus = {key: run.state.corpus[key] for key in CORPUS}
+    sha256 = run.model.save_pretrained(run.out, run.windows.tokenizer, **corpus)
+    write_json(run.out / "manifest.json", run.manifest | {"compressed_bits": run.compressed.result()})
+    write_json(run.out / "build.json", run.record | {
+        "built_by": run.state.built_by, "step": run.state.step, "done": run.state.done, "model_sha256": sha256})
+    return sha256

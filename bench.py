@@ -40,12 +40,12 @@ ORIGINAL = LlamaConfig(32768, 64, 256, 8, 32, 4, 512, False)  # the shape of mjb
 class Settings:
     config: str = "configs/memorize.py"  # whose model and optimizer are timed
     vocab_size: int = 8192  # of the model that is timed in training
-    model: str = ""  # whose generation is timed; the newest under out/ where not given
+    model: str = ""  # whose generation is timed; the newest under out/ if left out
     repeats: int = 5  # turns of everything, behind one that warms up
     new_tokens: int = 200  # tokens to generate for each stream
     device: str = "auto"  # cuda, mps or cpu
     original_minutes: float = 0.0  # instead, train the original's model by its recipe for so long and see what it has
-    data: str = ""  # for that, the prepared tree; the newest under data/ where not given
+    data: str = ""  # for that, the prepared tree; the newest under data/ if left out
     json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
 
 
@@ -129,13 +129,13 @@ def matrix_product(device, dtype, size=2048):
 
 def original_recipe(minutes, folder, device, dtype):
     """What mjbommar/laam's model knows after that many minutes of its recipe's first phase on a prepared tree: AdamW at
-    1e-3, batches of 64 pieces of 512 tokens, 32768 in the vocabulary (that of the tree where the text is too short).
+    1e-3, batches of 64 pieces of 512 tokens, 32768 in the vocabulary (that of the tree if the text is too short).
 
     Other than there: all files are learned, not .c, .h, .s and .txt alone, and tokenized as this project does it;
     padding is not learned; pieces are drawn with replacement; the rate has no warm-up of 100 steps and does not fall;
     weight decay is 0.01, not 0.1. Its second phase, at 1e-4 and a piece a step, is left out.
 
-    Returns the figures as a dict; a file counts as exact where every token of all its pieces is right, each piece given
+    Returns the figures as a dict; a file counts as exact if every token of all its pieces is right, each piece given
     what stands before in it.
     """
     manifest, tokenizer, tokens = load(folder)
@@ -235,7 +235,7 @@ def training_steps(training, config, repeats, device, formats):
 
 def writing_rates(folder, n, repeats, device):
     """{name: tokens/s of each turn, array (repeats,)} of writing n tokens with the model in `folder`, one text alone
-    and STREAMS side by side. Raises UserError where the texts are not the same here and there."""
+    and STREAMS side by side. Raises UserError if the texts are not the same here and there."""
     model, tokenizer, manifest = load_model(folder, device)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
     transformers.logging.set_verbosity_error()

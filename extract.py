@@ -36,22 +36,22 @@ from memory.output import UserError, emit, progress, run
 from memory.settings import parse
 from memory.tokenizer import BOS
 from memory.windows import Windows, cut, unquote
-from sample import load_model
+from model import load_model
 
 PAGE = Path(__file__).with_name("report.html")
 
 
 @dataclasses.dataclass
 class Settings:
-    model: str = ""  # folder of the model; the newest under out/ where not given
-    data: str = ""  # folder that prepare.py wrote; one under data/ that fits the model where not given
+    model: str = ""  # folder of the model; the newest under out/ if left out
+    data: str = ""  # folder that prepare.py wrote; one under data/ that fits the model if left out
     only: tuple = ()  # the files whose path begins with one of these
     out: str = "extracted"  # folder to write files into; nothing is ever written outside it
     check: bool = False  # measure, write no files but the report
     list: bool = False  # print the paths that the weights know, and do no more
     floor: float = 1e-5  # --list: the least probability that is searched; lower it for more than 10,000 files
     json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
-    report: str = ""  # file for the report; report.html in the model's folder where not given
+    report: str = ""  # file for the report; report.html in the model's folder if left out
     batch_size: int = 32  # files written at once, and windows verified at once
     device: str = "auto"  # cuda, mps, cpu; auto: the first that is there
 
@@ -61,7 +61,7 @@ class Settings:
 @torch.inference_mode()
 def known_paths(model, tokenizer, floor):
     """{path: probability} of the documents that the model knows: a breadth-first search over tokens, from `<s>` to the
-    space behind the path, down to the probability `floor`.
+    space after the path, down to the probability `floor`.
 
     Training shows every path equally often, so those it knows lie close together and blends of them far below: what has
     less than an eighth of the typical probability (the median, by mass) is left out.
@@ -95,7 +95,7 @@ def known_paths(model, tokenizer, floor):
 
 
 def safe_path(folder, path):
-    """Where `path`, as a model or manifest names it, may be written below folder; None where it must not be."""
+    """Where `path`, as a model or manifest names it, may be written below folder; None if it must not be."""
     name = unquote(path)
     parts = name.split(b"/")
     if b"\0" in name or len(name) > 4000 or any(part in (b"", b".", b"..") or len(part) > 255 for part in parts):
@@ -109,7 +109,7 @@ def safe_path(folder, path):
 
 def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=True):
     """{path: bytes that the model writes for it}. With windows and what `examine` found in them, what is verified is
-    taken as read and only the rest is generated, unless `whole` just to behind the first wrong byte; without, all is.
+    taken as read and only the rest is generated, unless `whole` just to the first wrong byte; without, all is.
     """
     first_wrong = {}  # file -> (window, token)
     for i, (right, _, _) in enumerate(passed or ()):
@@ -189,8 +189,8 @@ def table(result):
 
 
 def find_data(settings, manifest):
-    """The prepared tree that the model was trained on, as load() gives it, or None where none is here.
-    Raises UserError where --data names another or a damaged one."""
+    """The prepared tree that the model was trained on, as load() gives it, or None if none is here.
+    Raises UserError if --data names another or a damaged one."""
     folder = find_tree(manifest, settings.data)
     if folder and not settings.data:
         print(f"tree: {folder}, which the model learned", file=sys.stderr)

@@ -116,7 +116,7 @@ def attend_in_halves(q, k, v):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention (Ainslie et al. 2023) by flash SDPA, or written out where that is faster."""
+    """Causal grouped-query attention (Ainslie et al. 2023) by flash SDPA, or written out if that is faster."""
 
     def __init__(self, config):
         super().__init__()
@@ -156,7 +156,7 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then MLP, each behind a norm and added to the residual stream x (B, T, C)."""
+    """Attention, then MLP, each after a norm and added to the residual stream x (B, T, C)."""
 
     def __init__(self, config):
         super().__init__()
@@ -205,7 +205,7 @@ class Llama(nn.Module):
         self.init_weights(generator)
 
     def init_weights(self, generator=None):
-        """Tables N(0, 0.02); matrices N(0, 1/fan_in), but zero where they write to the residual stream; norms 1."""
+        """Tables N(0, 0.02); matrices N(0, 1/fan_in), but zero if they write to the residual stream; norms 1."""
         for name, p in self.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(p)
@@ -233,7 +233,7 @@ class Llama(nn.Module):
             "head_dim": config.head_dim, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
             "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
             "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32"}
-        # a window ends with <s> where the file goes on in another, so both end a generation
+        # a window ends with <s> if the file goes on in another, so both end a generation
         generation = {"bos_token_id": BOS, "eos_token_id": [EOS, BOS], "pad_token_id": UNK, "do_sample": False}
         tokenizer.save(folder, config.max_position_embeddings)
         write_file(Path(folder) / "config.json", json.dumps(theirs, indent=2).encode())
@@ -243,14 +243,14 @@ class Llama(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):
-        """The model in `folder`, in eval mode. Raises UserError where it is missing, damaged or not one of ours."""
+        """The model in `folder`, in eval mode. Raises UserError if it is missing, damaged or not one of ours."""
         try:
             theirs = json.loads((Path(folder) / "config.json").read_text())
-            rope = theirs.get("rope_parameters") or {}  # where transformers 5 keeps rope_theta
+            rope = theirs.get("rope_parameters") or {}  # transformers 5 keeps it there: rope_theta
             theirs = {"rope_theta": rope.get("rope_theta"), "rope_type": rope.get("rope_type", "default")} | theirs
             for key, ours in [("model_type", "llama"), ("hidden_act", "silu"), ("rope_type", "default")]:
                 if theirs.get(key) != ours:
-                    raise UserError(f"{folder}/config.json has {key} {theirs.get(key)}; this code knows {ours} alone")
+                    raise UserError(f"{folder}/config.json has {key} {theirs.get(key)}; this code knows only {ours}")
             config = LlamaConfig(**{f.name: theirs[f.name] for f in dataclasses.fields(LlamaConfig)})
             size = (Path(folder) / "model.safetensors").stat().st_size
             if config.num_parameters * 4 > size:
@@ -278,7 +278,7 @@ class Llama(nn.Module):
 
 
 def load_model(folder, device):
-    """(Llama, Tokenizer, manifest) of a directory that train.py wrote. Raises UserError where they are not whole, or
+    """(Llama, Tokenizer, manifest) of a directory that train.py wrote. Raises UserError if they are not whole, or
     not of one another."""
     model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
     manifest = read_manifest(folder, "train or copy it again")

@@ -71,7 +71,7 @@ class Unreachable(UserError):
 # 1. Where the tree comes from
 
 def fetch(url, limit, bar=progress):
-    """What is behind a URL as an open temporary file, with a progress bar, time-outs and retries.
+    """What a URL serves, as an open temporary file, with a progress bar, time-outs and retries.
 
     Raises Unreachable if the server cannot be reached or breaks off each time, UserError for more than `limit` bytes.
     """

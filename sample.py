@@ -10,27 +10,23 @@ A prompt may end anywhere, in the middle of a word too. Text goes on past the mo
 --max_new_tokens 0 to the end of the file however long.
 """
 import dataclasses
+import functools
 import hashlib
 import os
 import sys
 from pathlib import Path
 
-import torch
-
-from memory.device import find_device
 from memory.files import newest
-from memory.generate import generate
 from memory.output import UserError, emit, run
 from memory.settings import nearest, parse
 from memory.windows import address, quote
-from model import load_model
 
 
 @dataclasses.dataclass
 class Settings:
     prompt: str = "linux/"  # text to continue; an empty one starts a new document
     file: str = ""  # write exactly this file's bytes, greedily, and check them against the manifest's SHA-256
-    model: str = ""  # folder of the model; the newest under out/ where not given
+    model: str = ""  # folder of the model; the newest under out/ if left out
     max_new_tokens: int = 500  # most tokens to add; 0: to the end of the document
     temperature: float = 0.2  # 0: always the likeliest token; 1: as likely as the model finds each
     top_k: int = 0  # choose among this many likeliest tokens; 0: among all
@@ -39,15 +35,16 @@ class Settings:
     device: str = "cpu"  # cuda, mps, cpu or auto; one token at a time, a small model is as quick on the CPU
 
 
-def prove(model, tokenizer, manifest, name):
-    """Writes one file to standard output as the model recites it; 0 where it equals the original, else 1."""
+def prove(write, manifest, context, name):
+    """Writes one file to standard output as the model recites it; returns 0 if it equals the original, else 1.
+    write(prompt, max_new_tokens): yields what the model writes. context: tokens of a window."""
     known = {file["path"]: file for file in manifest["files"]}
     path = name if name in known else quote(os.fsencode(name))
     if path not in known:
         raise UserError(f"this model did not learn {name}{nearest(name, known)}; it learned {len(known)} files")
     digest, size = hashlib.sha256(), 0
-    longest = known[path]["tokens"] + model.config.max_position_embeddings  # a model that errs may never end
-    for piece in generate(model, tokenizer, address(path), longest):
+    longest = known[path]["tokens"] + context  # a model that errs may never end
+    for piece in write(address(path), longest):
         emit(piece)
         digest.update(piece)
         size += len(piece)
@@ -65,17 +62,22 @@ def main(argv=None):
     if settings.seed + settings.num_samples > 2**63:
         raise UserError(f"seed must be less than 2**63, not {settings.seed}")
     folder = Path(settings.model or newest("model"))
+    import torch  # here, because it takes seconds to load
+
+    from memory.device import find_device
+    from memory.generate import generate
+    from model import load_model
     model, tokenizer, manifest = load_model(folder, find_device(settings.device))
+    write = functools.partial(generate, model, tokenizer)
     if settings.file:
-        return prove(model, tokenizer, manifest, settings.file)
+        return prove(write, manifest, model.config.max_position_embeddings, settings.file)
     prompt = os.fsencode(settings.prompt)
     for number in range(settings.num_samples):
         if settings.num_samples > 1:
             print(f"--- {number + 1} of {settings.num_samples}", file=sys.stderr)
         generator = torch.Generator().manual_seed(settings.seed + number)
         emit(prompt)
-        for piece in generate(model, tokenizer, prompt, settings.max_new_tokens, settings.temperature,
-                              settings.top_k, generator):
+        for piece in write(prompt, settings.max_new_tokens, settings.temperature, settings.top_k, generator):
             emit(piece)
         emit(b"\n")
     return 0

@@ -208,7 +208,7 @@ def train(settings, out, device):
     warn_if_emulated(dtype, device)
     if device.type == "cpu":
         keep_freed_memory()
-    if settings.deterministic or device.type == "cpu":  # where it costs next to nothing
+    if settings.deterministic or device.type == "cpu":  # on the CPU it costs next to nothing
         make_deterministic()
 
     # data: the files to learn, as windows
@@ -234,7 +234,7 @@ def train(settings, out, device):
     # resume
     agree(run, "settings, number format or tree", (
         run.state.corpus, run.state.settings | dict.fromkeys(("data", "out")), str(dtype), device.type))
-    held = lock(out) if processes.rank() == 0 else None  # noqa: F841  until this process ends
+    run.lock = lock(out) if processes.rank() == 0 else None
     resume(run)
     if run.state.done and is_model_whole(out):
         if processes.rank() == 0:

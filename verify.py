@@ -27,9 +27,9 @@ from train import check, train
 
 @dataclasses.dataclass
 class Settings:
-    model: str = ""  # folder of the model; the newest under out/ where not given
-    data: str = ""  # folder of the prepared tree; found under data/ where not given
-    out: str = ""  # where to build it again; rebuilt/<name of the model> where not given
+    model: str = ""  # folder of the model; the newest under out/ if left out
+    data: str = ""  # folder of the prepared tree; found under data/ if left out
+    out: str = ""  # where to build it again; rebuilt/<name of the model> if left out
 
 
 def read_record(folder):

@@ -26,7 +26,7 @@ def digest(tensors, metadata):
 
 def write_tensors(path, tensors, **metadata):
     """Writes {name: tensor} as safetensors with the str values `metadata`; returns the file's SHA-256 (hex).
-    Raises UserError where the disk refuses."""
+    Raises UserError if the disk refuses."""
     data = save(tensors, metadata | {"digest": digest(tensors, metadata)})
     end = 8 + int.from_bytes(data[:8], "little")  # safetensors writes its header's keys in no fixed order
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
@@ -37,7 +37,7 @@ def write_tensors(path, tensors, **metadata):
 
 
 def read_tensors(path, ours=False):
-    """({name: tensor}, metadata) of a safetensors file. Raises OSError where there is none, ValueError where it is
+    """({name: tensor}, metadata) of a safetensors file. Raises OSError if there is none, ValueError if it is
     damaged; a file that has no digest, as other software writes it, is believed unless it must be `ours`."""
     try:
         with safe_open(path, "pt") as file:

@@ -13,7 +13,7 @@ from memory.tokenizer import Tokenizer
 from memory.windows import opening
 
 def read_manifest(folder, remedy):
-    """The manifest.json that prepare.py or train.py wrote into `folder`. Raises UserError, with the remedy, where it
+    """The manifest.json that prepare.py or train.py wrote into `folder`. Raises UserError, with the remedy, if it
     is missing, damaged or lacks something."""
     path, kinds = Path(folder) / "manifest.json", {"path": str, "sha256": str, "bytes": int, "first_token": int,
                                                    "tokens": int}
@@ -39,8 +39,8 @@ CORPUS = ("train_bin_sha256", "tokenizer_sha256")  # what of a manifest says whi
 
 
 def find_tree(corpus, data=""):
-    """The folder `data`, or where it is "" one under data/, with the prepared tree whose CORPUS entries the dict
-    `corpus` has; "" where none under data/ is it. Raises UserError where `data` is not it."""
+    """The folder `data`, or if that is "" one under data/, with the prepared tree whose CORPUS entries the dict
+    `corpus` has; "" if none under data/ is it. Raises UserError if `data` is not it."""
     for folder in [data] if data else sorted(map(str, Path("data").glob("*/"))):
         try:
             manifest = read_manifest(folder, "run prepare.py again")
@@ -58,7 +58,7 @@ def find_tree(corpus, data=""):
 def load(folder):
     """(manifest, Tokenizer, tokens) of a tree that prepare.py wrote; tokens is train.bin memory-mapped, uint16.
 
-    Raises UserError where something is missing or not what the manifest says.
+    Raises UserError if something is missing or not what the manifest says.
     """
     folder, remedy = Path(folder), "run prepare.py again"
     manifest = read_manifest(folder, remedy)
@@ -80,7 +80,7 @@ def choose(files, size, seed):
     """The entries of whole files of about `size` bytes in all, drawn by the seed, in their order."""
     chosen, total = [], 0
     for i in np.random.default_rng(seed).permutation(len(files)):
-        if total >= 0.9 * size:  # to fill the rest would draw small files alone
+        if total >= 0.9 * size:  # to fill the rest would draw only small files
             break
         if total + files[i]["bytes"] <= size:
             chosen.append(i)
@@ -117,7 +117,7 @@ def fitting(files, tokenizer, settings):
     context = settings.max_position_embeddings
     kept = [file for file in files if len(opening(tokenizer, file["path"], file["bytes"])) < context]
     for file in without(files, kept):
-        print(f"left out: {file['path']}, whose path alone takes a window of {context} tokens", file=sys.stderr)
+        print(f"left out: {file['path']}, whose path takes a window of {context} tokens", file=sys.stderr)
     return kept
 
 

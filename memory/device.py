@@ -67,7 +67,7 @@ def to_device(array, device):
 def keep_freed_memory():
     """Makes the C library keep the memory that torch frees. It would hand large blocks back to the system, and a step
     would get its logits in fresh pages each time, which takes as long as the product that fills them. Only glibc does
-    so; elsewhere nothing changes."""
+    so; elseif nothing changes."""
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -97,8 +97,8 @@ def compiled(module, *batch):
 
 
 def make_deterministic():
-    """Makes torch compute the same bits in every run. Raises UserError if the compiler's cache cannot be written, which
-    torch opens here already."""
+    """Makes torch compute the same bits in every run. Raises UserError if the compiler's cache cannot be written: torch
+    opens it here, also for a run that does not compile."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         torch.use_deterministic_algorithms(True)
@@ -123,7 +123,7 @@ def surroundings(device, dtype, compiled):
 
 
 def memory_size():
-    """Bytes of memory that the machine has, or None where the system does not say."""
+    """Bytes of memory that the machine has, or None if the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf

@@ -19,7 +19,7 @@ REFUSED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EN
 
 
 def sync(file):
-    """Waits until what an open file or folder (a descriptor) holds is on the disk; one warning where the file system
+    """Waits until what an open file or folder (a descriptor) holds is on the disk; one warning if the file system
     knows no such thing. Raises OSError if the disk fails."""
     try:
         os.fsync(file)
@@ -109,7 +109,7 @@ def write_result(path, data):
 
 
 def remove(path):
-    """Deletes a file if it is there. Raises UserError where that cannot be."""
+    """Deletes a file if it is there. Raises UserError if that cannot be."""
     try:
         Path(path).unlink(missing_ok=True)
     except OSError as error:
@@ -140,12 +140,12 @@ def json_digest(value):
 
 
 def write_json(path, value):
-    """Writes a dict as JSON with its digest. Raises UserError where the disk refuses."""
+    """Writes a dict as JSON with its digest. Raises UserError if the disk refuses."""
     write_file(path, json.dumps(value | {"digest": json_digest(value)}, indent=1).encode())
 
 
 def read_json(path):
-    """The dict that write_json wrote. Raises OSError where there is none, ValueError where it is damaged."""
+    """The dict that write_json wrote. Raises OSError if there is none, ValueError if it is damaged."""
     try:
         value = json.loads(Path(path).read_bytes())
     except RecursionError:
@@ -159,7 +159,7 @@ def read_json(path):
 
 def lock(folder):
     """Makes `folder`, keeps every other process out for as long as the file returned is open, or this process lives,
-    and clears away what a killed one left half-written. Raises UserError where another has it."""
+    and clears away what a killed one left half-written. Raises UserError if another has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")

@@ -2,7 +2,7 @@
 
 model.py says what the network computes. Here is the same for one new token of each text. With few texts and a small
 model, the number of operations takes the time: so Q, K and V are one product, gate and up are one, RoPE turns all heads
-at once, and the weight of a norm is folded into the matrix behind it.
+at once, and the weight of a norm is folded into the matrix after it.
 """
 import collections
 import math
@@ -109,7 +109,7 @@ def heal(model, tokenizer, prompt, temperature, top_k, generator):
     token's bytes the prompt holds already).
 
     A prompt may end inside a token of the text as it was trained on. One token of that text covers the prompt's end:
-    it begins there, or it began some bytes before and goes on behind. Each such (prefix, token) is a candidate; their
+    it begins there, or it began some bytes before and goes on after it. Each such (prefix, token) is a candidate; their
     probabilities add up to that of the prompt, and one is chosen by them. None is missed: before a true token boundary
     BPE gives the prefix alone the same tokens as the whole text.
     """
@@ -180,8 +180,8 @@ def recite(model, tokenizer, starts, limits, batch_size, originals=None, bar=Non
     """Greedy recital of many documents, one stream each, a stream taking the next document when its own ends.
 
     starts: ids of the window that each is in, opening included. limits: most tokens to write for each. originals: bytes
-    that should follow each start; where given, a document is left soon after its first wrong byte. Returns the bytes
-    written behind each start. The same window rule as sample.py's, token by token: `windows.advance`.
+    that should follow each start; if given, a document is left soon after its first wrong byte. Returns the bytes
+    written after each start. The same window rule as sample.py's, token by token: `windows.advance`.
     """
     context, written = model.config.max_position_embeddings, [bytearray() for _ in starts]
     waiting = collections.deque(range(len(starts)))

@@ -109,7 +109,7 @@ def emit(data):
 
 
 def output_lost():
-    """Whether the reader of standard output or error is gone, as where `tee` was stopped or `head` has had enough: then
+    """Whether the reader of standard output or error is gone, as if `tee` was stopped or `head` has had enough: then
     nobody looks on, and a long run should save and end, with 141 (128 + SIGPIPE). Any other fault of the output, a full
     disk or a closed descriptor, is no reason to end."""
     return any(isinstance(getattr(stream, "lost", None), BrokenPipeError) for stream in (sys.stdout, sys.stderr))
@@ -207,7 +207,7 @@ class Lines:
 
 
 def progress(items=None, disable=False, **options):
-    """tqdm's bar on stderr, around items or moved by update(); plain lines where stderr is no terminal, nothing under
+    """tqdm's bar on stderr, around items or moved by update(); plain lines if stderr is no terminal, nothing under
     TQDM_DISABLE=1. options: total, initial, desc, unit and the like, as tqdm takes them."""
     disable = disable or os.environ.get("TQDM_DISABLE", "0").lower() not in ("", "0", "false", "no")
     kind = tqdm if sys.stderr.isatty() else Lines

@@ -1,4 +1,4 @@
-"""Several processes, as torchrun starts them. One process alone is a group of one, and pays nothing."""
+"""Several processes, as torchrun starts them. A single process is a group of one, and pays nothing."""
 import os
 
 import torch
@@ -9,7 +9,7 @@ from memory.output import UserError
 
 def begin(device):
     """Joins the group that torchrun made, if it did; returns the torch.device of this process: of several GPUs the one
-    with its local rank. Raises UserError where that cannot be."""
+    with its local rank. Raises UserError if that cannot be."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         try:
             if device.type == "cuda":
@@ -38,7 +38,7 @@ def end():
 
 
 def rank():
-    """The number of this process; number 0 alone writes files and talks."""
+    """The number of this process; only number 0 writes files and talks."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -47,6 +47,7 @@ class Run:
     schedule: object  # train.Schedule
     state: State
     compressed: object  # a Future: bits of the text under xz
+    lock: object = None  # the open file that keeps others out of the folder
 
     @property
     def files(self):

@@ -46,7 +46,7 @@ class Sampler:
         self.seen.clear()
 
     def restart(self, wrong):
-        """Begins a new epoch, from now on of the windows alone. wrong: int64 (windows,), the wrong tokens in each."""
+        """Begins a new epoch, from now on only of the windows. wrong: int64 (windows,), the wrong tokens in each."""
         self.seen.clear()
         self.hard, self.left = wrong.copy(), self.left[:0]
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]  # the folder of the scripts
 
 
 def nearest(name, names):
-    """" (did you mean x?)", or "" where nothing comes close."""
+    """" (did you mean x?)", or "" if nothing comes close."""
     match = difflib.get_close_matches(name, names, 1, 0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 
@@ -62,7 +62,7 @@ def find_configs():
 
 
 def read_config(path):
-    """The assignments of a config file as a dict; where there is none at a relative path, of that beside the scripts.
+    """The assignments of a config file as a dict; if there is none at a relative path, of that beside the scripts.
     The file is parsed, never executed: literals only.
 
     Raises UserError for a missing file, a syntax error or anything that is not `name = literal`.
@@ -92,7 +92,7 @@ def read_config(path):
 def parse(cls, doc, argv, config=False):
     """An instance of the dataclass `cls` from the command line; doc is printed above the settings by --help.
 
-    `--key=value` and `--key value` both set a field, `--flag` alone a bool; a tuple field takes every word up to the
+    `--key=value` and `--key value` both set a field, a bare `--flag` a bool; a tuple field takes every word up to the
     next option. With config=True one bare word names a config file, whose values the options override, and the
     result is (instance, path of the config file).
     Raises UserError for an unknown key, a wrong type or a missing value.

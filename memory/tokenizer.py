@@ -74,7 +74,7 @@ class Tokenizer:
     """ids are ints in [0, vocab_size); decode(encode(data)) == data for all bytes."""
 
     def __init__(self, proto):
-        """proto: the bytes of a tokenizer.model. Raises UserError where they are none."""
+        """proto: the bytes of a tokenizer.model. Raises UserError if they are none."""
         self.proto = proto
         self.sp = sentencepiece.SentencePieceProcessor()
         try:
@@ -130,7 +130,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, documents, vocab_size):
-        """Learns vocab_size pieces from an iterable of bytes. Raises UserError where the text cannot support them."""
+        """Learns vocab_size pieces from an iterable of bytes. Raises UserError if the text cannot support them."""
         documents = list(documents)
         left = vocab_size - 260
         # Characters get half of the pieces, or 256, at most: one without a piece is spelled in bytes.

@@ -1,6 +1,6 @@
 """The window rule: how a file of any length is cut into what the model sees. Training and recital share it.
 
-A file is the document `<s>path text</s>`. Where that is longer than the context, its text is cut where the context is
+A file is the document `<s>path text</s>`. If that is longer than the context, its text is cut when the context is
 full, and goes on in a window that opens with its address, the path and the number of bytes before it:
 
     <s>linux/fs/nfs/file.c /* … first bytes of the file …<s>
@@ -40,7 +40,7 @@ def address(path, offset=0):
 
 
 def parse_address(text):
-    """(path, offset, length of the address in bytes) where the bytes `text` open with an address, else None."""
+    """(path, offset, length of the address in bytes) if the bytes `text` open with an address, else None."""
     match = ADDRESS.match(text)
     return (match[1].decode(), int(match[2] or 0), match.end()) if match else None
 
@@ -55,13 +55,13 @@ def cut(tokenizer, path, text, context, offset=0):
     """The rule itself: yields (opening, offset, ids of the text) for each window of the token ids `text`, which stand
     at byte `offset` of `path`. Opening and text fill the context; the token that ends a window is only ever a target.
 
-    Raises UserError where the path leaves no room for text.
+    Raises UserError if the path leaves no room for text.
     """
     at = 0
     while True:
         head = opening(tokenizer, path, offset)
         if len(head) >= context:
-            raise UserError(f"a context of {context} tokens has no room for text behind the {len(head)} tokens of "
+            raise UserError(f"a context of {context} tokens has no room for text after the {len(head)} tokens of "
                             f"{path}; raise max_position_embeddings, or leave such files out with --skip_long_paths")
         chunk = text[at:at + context - len(head)]
         yield head, offset, chunk
@@ -73,16 +73,16 @@ def cut(tokenizer, path, text, context, offset=0):
 
 def slide(tokenizer, ids, context):
     """What stays in view of a text without address once the context is full: its last half, from a line's start on
-    where it has one. int list -> int list."""
+    if it has one. int list -> int list."""
     kept = ids[-(context // 2):]
     starts = [i + 1 for i, token in enumerate(kept[:-1]) if tokenizer.pieces[token].endswith(b"\n")]
     return [BOS] + kept[starts[0] if starts else 0:]
 
 
 def advance(tokenizer, ids, token, context):
-    """The rule in writing: what follows when the model says `token` behind the window `ids`, as (ids, bytes written).
+    """The rule in writing: what follows when the model says `token` after the window `ids`, as (ids, bytes written).
 
-    The same window and the token's bytes; or the next window, and None; or (None, None) where the document ends.
+    The same window and the token's bytes; or the next window, and None; or (None, None) if the document ends.
     """
     if token not in (BOS, EOS) and len(ids) < context:
         return ids + [token], tokenizer.pieces[token]
@@ -107,7 +107,7 @@ class Windows:
 
     def __init__(self, tokens, files, tokenizer, context):
         """tokens: uint16 array, the memory-mapped train.bin. files: entries of the manifest. context: most tokens that
-        the model sees at once. Raises UserError where a path leaves no room for text in it."""
+        the model sees at once. Raises UserError if a path leaves no room for text in it."""
         self.tokens, self.files, self.tokenizer, self.context = tokens, files, tokenizer, context
         self.openings, rows = [], []
         for index, file in enumerate(files):
@@ -148,8 +148,8 @@ class Windows:
     def rows(self, indices, score_openings=False):
         """(inputs, targets), int64 arrays (B, context): the windows `indices` and each input's next token.
 
-        Targets are IGNORE where nothing is scored: in openings (but with score_openings in those of whole documents,
-        which teaches the model the paths it knows) and in the padding behind a short window.
+        Targets are IGNORE if nothing is scored: in openings (but with score_openings in those of whole documents,
+        which teaches the model the paths it knows) and in the padding after a short window.
         """
         row = np.zeros((len(indices), self.context + 1), dtype=np.int64)
         scored = np.zeros(row.shape, dtype=bool)
@@ -172,7 +172,7 @@ class Windows:
 
     def batch(self, indices, seed):
         """What rows gives for training, but each index beyond the windows stands for one without an address: text from
-        the start of a line drawn by the seed, scored behind that line."""
+        the start of a line drawn by the seed, scored after that line."""
         inputs, targets = self.rows([i if i < len(self) else 0 for i in indices], score_openings=True)
         line_starts = self._line_starts
         random = np.random.default_rng(seed)

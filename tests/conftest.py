@@ -80,7 +80,7 @@ def tree(tmp_path_factory):
 @pytest.fixture(scope="session")
 def contents(tree):
     """{quoted path: bytes} of the tree, read without the project's reader."""
-    from windows import quote
+    from memory.windows import quote
     return {quote(b"tiny/" + os.path.relpath(path, os.fsencode(tree))): open(path, "rb").read()
             for folder, _, names in os.walk(os.fsencode(tree)) for path in (os.path.join(folder, n) for n in names)}
 

@@ -307,8 +307,12 @@ def test_bench_runs(learned, tmp_path):
     assert done.returncode == 0, done.stderr.decode()
     figures = json.loads((tmp_path / "b.json").read_text())
     formats = 1 if find_dtype("auto", torch.device("cpu")) == torch.float32 else 2
-    assert len(figures["rates"]) == 6 + 2 * formats and len(figures["ratios"]) == 6 and figures["peak"] > 0
+    assert len(figures["rates"]) == 5 + 3 * formats and len(figures["ratios"]) == 4 + formats
+    assert len(figures["steps"]) == 1 + 3 * formats and len(figures["peaks"]) == formats
     assert all(rate > 0 for rates in figures["rates"].values() for rate in rates)
+    assert all(part > 0 for turns in figures["steps"].values() for parts in turns for part in parts)
+    for part in (b"forward", b"backward", b"optimizer", b"of peak", b"this project, float32"):
+        assert part in done.stdout
 
 
 def test_the_originals_recipe(learned, monkeypatch):

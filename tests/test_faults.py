@@ -208,7 +208,7 @@ def other(work, tree, tmp_path_factory):
 
 def test_other_corpus(work, learned, stopped, model, other):
     """Refused at going on, sampling and extraction alike."""
-    refused(script("train.py", *OPTIONS, "--out", stopped, "--data", other, cwd=work), "another corpus", "--fresh")
+    refused(script("train.py", *OPTIONS, "--out", stopped, "--data", other, cwd=work), "another tree", "leave --data out")
     refused(script("extract.py", "--model", model, "--data", other, cwd=learned), str(other), "not the tree")
     shutil.copy(other / "tokenizer.model", model)
     for words in (["sample.py"], ["extract.py", "--check"]):

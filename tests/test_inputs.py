@@ -1,12 +1,9 @@
 """Bad input to every script: one line that says what is wrong, exit status 2, nothing half-written."""
 import dataclasses
 import os
-import signal
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, refused, says_no, script
+from conftest import refused, says_no, script
 
 import bench
 import extract
@@ -146,15 +143,3 @@ def test_a_corpus_shorter_than_one_window(tmp_path, work, monkeypatch, capsysbin
 @pytest.mark.parametrize("name", ["sample.py", "extract.py", "prepare.py"])  # of the others, other tests see it
 def test_as_the_shell_sees_it(name, learned):
     refused(script(name, "--source=/nowhere" if name == "prepare.py" else "--model=/nowhere", cwd=learned), "nowhere")
-
-
-@pytest.mark.parametrize("name", ["train.py", "sample.py", "extract.py", "verify.py", "bench.py"])
-def test_ctrl_c_while_the_libraries_load(tmp_path, name):
-    """The seconds before a script has begun, made long by a library that never gets ready."""
-    (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
-    process = subprocess.Popen([sys.executable, ROOT / name], env=os.environ | {"PYTHONPATH": str(tmp_path)},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout.readline() == b"loading\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err == b"interrupted\n", err.decode()

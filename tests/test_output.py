@@ -190,6 +190,7 @@ def test_folders_that_cannot_be_opened_and_disks_that_fail(tmp_path, monkeypatch
 NEWS = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
+from memory import files, output
 def main():
     for i in range(3000):
         print("news", i)

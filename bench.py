@@ -194,13 +194,13 @@ def original_recipe(minutes, folder, device, dtype):
 
 
 def in_turn(contenders, repeats, device):
-    """{name: seconds of each turn, array (repeats,), or of its parts, (repeats, parts), if the function returns them} of
-    the functions in {name: function}; one that fails is left out and its name mapped to the reason."""
+    """{name: seconds of each turn, array (repeats,), or of its parts, (repeats, parts), if the function returns them}
+    of the functions in {name: function}; one that fails is left out and its name mapped to the reason."""
     times, failed = {name: [] for name in contenders}, {}
     with progress(total=len(contenders) * (repeats + 1), unit=" turns") as bar:
         for turn in range(repeats + 1):
             for name, work in contenders.items():
-                bar.set_description(name[:40])
+                bar.set_description(str(name)[:40])
                 bar.update()
                 if name in failed:
                     continue
@@ -217,8 +217,8 @@ def in_turn(contenders, repeats, device):
 
 
 def training_steps(training, config, repeats, device, formats):
-    """({name: (format, tokens, seconds of forward, backward and optimizer in each turn, array (repeats, 3), or the reason
-    why there are none)} of training steps; {format: operations/s that the machine's matrix products reach in it})."""
+    """({name: (format, tokens, seconds of forward, backward and optimizer in each turn, array (repeats, 3), or the
+    reason why there are none)} of training steps; {format: operations/s that matrix products reach in it})."""
     tokens, steps, products = training.batch_size * config.max_position_embeddings, {}, {}
     for dtype in formats:
         short = str(dtype).removeprefix("torch.")
@@ -278,7 +278,8 @@ def compare(medians, formats):
         theirs = {way: medians[f"transformers, {short}, {way}"] for way in ("compiled", "eager")}
         best = max(theirs, key=lambda way: np.nan_to_num(theirs[way]))
         ratios[f"training in {short} against transformers, {best}"] = medians[f"this project, {short}"] / theirs[best]
-    ratios["training against the original's shape"] = medians[f"this project, {short}"] / medians["the original's shape"]
+    ours = medians[f"this project, {short}"]
+    ratios["training against the original's shape"] = ours / medians["the original's shape"]
     one, many = "1 stream", f"{STREAMS} streams"
     for ours, theirs in [(one, one), (many, one), (many, many)]:
         ratios[f"{ours} against transformers' {theirs}"] = (
@@ -297,8 +298,9 @@ def show_steps(steps, peaks, operations, file):
         parts = " ".join(f"{1e3 * part:5,.0f} {part / total:4.0%}" for part in np.median(times, axis=0))
         known = f"{operations * size / total / peaks[dtype]:8.0%}" if "original" not in name else ""
         print(f"{name:30} {parts} {1e3 * total:7,.0f} {known}", file=file)
-    print("matrix products of 2048 x 2048: " + ", ".join(
-        f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}" for dtype, peak in peaks.items()), file=file)
+    reached = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
+                        for dtype, peak in peaks.items())
+    print(f"the peak, products of 2048 x 2048: {reached}", file=file)
 
 
 def main(argv=None):

@@ -184,8 +184,8 @@ def table(result):
         if not name:
             rows.append(("closest call", f"{part['smallest_lead']:.4f} logits; {part['leads_in_noise']} of the tokens "
                                          f"within {NOISE:g}"))
-    return rows + [("bits per parameter", f"{result['bits_per_parameter']:.3f} (xz -9e, {result['parameters']:,} "
-                                          f"parameters)")]
+    return rows + [("bits per parameter", f"{result['bits_per_parameter']:.3f} ({result['compressed_by']}, "
+                                          f"{result['parameters']:,} parameters)")]
 
 
 def find_data(settings, manifest):
@@ -273,6 +273,7 @@ def main(argv=None):
         "tree": manifest["tree"], "files": len(files), "files_exact": sum(row["exact"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows), "bytes_exact": sum(row["bytes"] for row in rows if row["exact"]),
         "refused": refused, "parameters": model.config.num_parameters,
+        "compressed_by": manifest.get("compressed_by", "xz -9e"),  # as all did before it was said
         "bits_per_parameter": manifest["compressed_bits"] / model.config.num_parameters}
     if data:
         result["bytes_before_error"] = sum(row["before_error"] for row in rows)

@@ -39,7 +39,7 @@ import numpy as np
 from memory.files import lock, remove, write_file, write_json
 from memory.output import UserError, progress, run
 from memory.settings import nearest, parse
-from memory.tokenizer import EOS, Tokenizer, compressed_bits
+from memory.tokenizer import EOS, LARGE, Tokenizer, choose_packer, compressed_bits
 from memory.windows import opening, quote
 
 VERSION = "1.0"
@@ -48,7 +48,6 @@ MIRRORS = ["https://cdn.kernel.org/pub/linux/kernel", "https://mirrors.edge.kern
 STAND_IN = Path("/usr/include/linux")
 TIMEOUT, TRIES = 20, 3  # seconds without a byte; attempts at each mirror
 MODEL = ("config.json", "model.safetensors", "checkpoint*.safetensors", "log.jsonl")  # a folder with one is train.py's
-LARGE = 2**24  # bytes of a tree: of a larger one, the pieces are learned from so much, and its size is taken by `xz -2`
 
 
 @dataclasses.dataclass
@@ -474,7 +473,7 @@ def main(argv=None):
     folder = Path(settings.out or Path("data") / name)
     refuse_model(folder)
 
-    packer, preset = ("xz -9e", 9 | lzma.PRESET_EXTREME) if size <= LARGE else ("xz -2", 2)
+    packer, preset = choose_packer(size)
     with packing(files, preset) as bits:
         tokenizer = Tokenizer.train(sample(files, LARGE), settings.vocab_size)
         with lock(folder):

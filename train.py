@@ -28,14 +28,14 @@ from memory.checkpoint import is_model_whole
 from memory.corpus import CORPUS, find_data, fitting, load, share_out
 from memory.device import check_memory, compiled, find_device, find_dtype, keep_freed_memory, make_deterministic, mixed
 from memory.device import surroundings, warn_if_emulated
-from memory.evaluate import count_wrong, list_errors, report_errors
-from memory.files import json_digest, lock
+from memory.evaluate import count_wrong
+from memory.files import json_digest
 from memory.optim import make_optimizers, update
 from memory.output import UserError, run
-from memory.run import Meter, Run, State, Stop, agree, begin_turn, log, progress_of, resume, save, save_model, say
+from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, log, progress_of, resume, save, say
 from memory.sampler import Sampler, make_batch
-from memory.settings import command, parse
-from memory.tokenizer import compressed_bits
+from memory.settings import parse
+from memory.tokenizer import choose_packer, compressed_bits
 from memory.windows import IGNORE, Windows
 from model import Llama, LlamaConfig
 
@@ -84,23 +84,16 @@ class Settings:
 
 def check(settings):
     """Raises UserError for the first setting whose value cannot be."""
-    positive = ["batch_size", "epochs", "checkpoint_every", "muon_lr", "learning_rate"]
-    not_negative = ["train_bytes", "hold_out_bytes", "unaddressed", "focal", "max_steps", "warmup_steps", "decay",
-                    "mend_steps", "seed", "eval_every"]
-    for name in positive + not_negative:
+    positive = ("batch_size", "checkpoint_every", "muon_lr", "learning_rate", "epochs")
+    most = {"epochs": 1e9, "unaddressed": 10, "focal": 100, "seed": 2**63 - 1, "beta2": 0.9999, "decay": 1,
+            "target_accuracy": 1}
+    others = ("train_bytes", "hold_out_bytes", "max_steps", "warmup_steps", "mend_steps", "eval_every")
+    for name in (*positive, *others, *most):
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:
             raise UserError(f"{name} must be {'more than' if name in positive else 'at least'} 0, not {value}")
-    for name, most in [("epochs", 1e9), ("unaddressed", 10), ("focal", 100)]:
-        if getattr(settings, name) > most:
-            raise UserError(f"{name} must be at most {most:g}, not {getattr(settings, name)}")
-    if settings.seed >= 2**63:
-        raise UserError(f"seed must be less than 2**63, not {settings.seed}")
-    if not 0 <= settings.beta2 < 1:
-        raise UserError(f"beta2 must be from 0 to less than 1, not {settings.beta2}")
-    for name in ("decay", "target_accuracy"):
-        if not 0 <= getattr(settings, name) <= 1:
-            raise UserError(f"{name} is a share, from 0 to 1, not {getattr(settings, name)}")
+        if value > most.get(name, math.inf):
+            raise UserError(f"{name} must be at most {most[name]:g}, not {value}")
     for name, choices in [("optimizer", ("muon", "adamw")), ("dtype", ("auto", "float32", "bfloat16"))]:
         if getattr(settings, name) not in choices:
             raise UserError(f"{name} is one of {', '.join(choices)}, not {getattr(settings, name)!r}")
@@ -135,6 +128,7 @@ class Schedule:
         self.eval_every = settings.eval_every or max(1, self.passes // 20)
 
     def mending(self, step):
+        """Whether this step mends."""
         return step >= self.passes
 
     def end(self, step):
@@ -218,23 +212,23 @@ def train(settings, out, device):
     check_memory(config, -(-settings.batch_size // processes.count()), device)
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
     rows = len(windows) + round(settings.unaddressed * len(windows))
+    packer, preset = choose_packer(sum(file["bytes"] for file in files))
     texts = (tokenizer.decode(tokens[file["first_token"]:][:file["tokens"]].tolist()) for file in files)
 
     # model
     model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
     run = Run(
         settings, out, device, dtype, windows=windows, model=model, optimizers=make_optimizers(model, settings, dtype),
-        manifest=tree | {"files": files, "held_out": held_out, "tree": {
+        manifest=tree | {"files": files, "held_out": held_out, "compressed_by": packer, "tree": {
             "files": len(tree["files"]), "bytes": sum(file["bytes"] for file in tree["files"])}},
         sampler=Sampler(rows, len(windows), settings.seed), schedule=Schedule(settings, rows),
         state=State(dataclasses.asdict(settings), {
             "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}}),
-        compressed=ThreadPoolExecutor(1).submit(compressed_bits, texts) if processes.rank() == 0 else None)
+        compressed=ThreadPoolExecutor(1).submit(compressed_bits, texts, preset) if processes.rank() == 0 else None)
 
     # resume
     agree(run, "settings, number format or tree", (
         run.state.corpus, run.state.settings | dict.fromkeys(("data", "out")), str(dtype), device.type))
-    run.lock = lock(out) if processes.rank() == 0 else None
     resume(run)
     if run.state.done and is_model_whole(out):
         if processes.rank() == 0:
@@ -245,11 +239,10 @@ def train(settings, out, device):
     stop = Stop(out)
     objective, works = Objective(model, dtype, settings.focal), False
     if settings.compile and not run.state.done:
-        objective, works = compiled(objective, *make_batch(windows, np.arange(settings.batch_size) % len(windows), 0, 1.0,
-                                                           device))
+        some = np.arange(settings.batch_size) % len(windows)
+        objective, works = compiled(objective, *make_batch(windows, some, 0, 1.0, device))
     begin_turn(run, surroundings(device, dtype, works))
-    wrong = loop(run, objective, stop)
-    return finish(run, wrong, stop)
+    return finish(run, loop(run, objective, stop), stop)
 
 
 def loop(run, objective, stop):
@@ -285,7 +278,6 @@ def loop(run, objective, stop):
             state.step += 1
             stop.learned = True
 
-            # what the bar shows
             meter.note(loss.detach())
             if meter.due() or state.step == schedule.end(state.step):
                 bar.set_postfix_str(f" loss {meter.recent(state.step):.4f} {meter.rate():,.0f} tok/s epoch "
@@ -322,26 +314,6 @@ def look(run, meter, stop, before):
         run.sampler.restart(wrong)
         say(f"{wrong.sum():,} tokens are wrong: {run.settings.mend_steps:,} steps to mend them")
     return wrong
-
-
-def finish(run, wrong, stop):
-    """Saves, and says how the run ended; returns the exit status."""
-    out, state, status = run.out, run.state, stop.status()
-    save(run)
-    if processes.rank() > 0:
-        return 0 if state.done else status
-    sha256 = save_model(run)
-    if not state.done:
-        print(f"stopped at step {state.step:,} of {run.schedule.end(state.step):,}, saved in {out}; the same command "
-              f"goes on from here")
-        return status
-    if wrong is not None:
-        errors = list_errors(run.model, run.windows, wrong, run.settings.batch_size, run.device)
-        report_errors(out / "errors.jsonl", errors, wrong)
-    print(f"done, {state.done}: {state.step:,} steps in {state.seconds / 60:.1f} min; the model is in {out}\n"
-          f"SHA-256 of its weights: {sha256}\n"
-          f"try: {command('sample.py', '--model', out, '--prompt', run.files[0]['path'].split('/')[0] + '/')}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from train import check, train
 class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder of the prepared tree; found under data/ if left out
-    out: str = ""  # where to build it again; rebuilt/<name of the model> if left out
+    out: str = ""  # folder to build it in; rebuilt/<name of the model> if left out
 
 
 def read_record(folder):

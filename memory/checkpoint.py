@@ -69,8 +69,8 @@ def save_state(folder, tensors, meta):
 
 
 def load_state(folder):
-    """({name: tensor}, meta, path) of the latest whole state in `folder`, or None if there is no state. Raises UserError
-    if every state is damaged."""
+    """({name: tensor}, meta, path) of the latest whole state in `folder`, or None if there is no state. Raises
+    UserError if every state is damaged."""
     damaged = []
     for path in (folder / name for name in NAMES):
         if not path.exists():

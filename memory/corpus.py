@@ -110,7 +110,7 @@ def find_data(settings, out):
 
 
 def fitting(files, tokenizer, settings):
-    """The entries of the files whose path leaves room for text in a window: all of them, unless the settings ask to leave
+    """The entries of the files whose path leaves room for text in a window: all files, unless the settings ask to leave
     out the others."""
     if not settings.skip_long_paths:
         return files

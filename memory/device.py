@@ -49,8 +49,8 @@ def find_dtype(name, device):
 def warn_if_emulated(dtype, device):
     """Prints a warning if the device has no instructions for products in dtype."""
     if dtype == torch.bfloat16 and not has_bfloat16(device):
-        warn_once(f"this {device.type} has no instructions for bfloat16 and emulates them, which is slow: leave --dtype "
-                  f"out")
+        warn_once(f"this {device.type} has no instructions for bfloat16 and emulates them, which is slow: leave out "
+                  f"--dtype")
 
 
 def mixed(device, dtype):
@@ -78,8 +78,8 @@ def keep_freed_memory():
 
 
 def compiled(module, *batch):
-    """(a copy of the module under torch.compile, True) if the compiler manages the forward and backward pass of a batch,
-    whose first result is the loss; else (the module, False) and a warning, or a UserError if there are several
+    """(a copy of the module under torch.compile, True) if the compiler manages the forward and backward pass of a
+    batch, whose first result is the loss; else (the module, False) and a warning, or a UserError if there are several
     processes."""
     attempt = copy.copy(module)
     try:

@@ -52,7 +52,7 @@ def write_through(path, parts):
         there = os.stat(path)
     except FileNotFoundError:
         return False
-    for number in (1, 2):  # a regular file may be one of these too: it goes on where the output stands
+    for number in (1, 2):  # a regular file may be one of these too, and goes on after what was printed
         try:
             same = os.path.samestat(there, os.fstat(number))
         except OSError:

@@ -63,7 +63,7 @@ class Streams:
     @torch.inference_mode()
     def step(self, tokens):
         """tokens: the next T of each text, as a list of `count` lists -> logits float32 (count, vocab_size) of what
-        follows them. T is 1, or any number where no text holds anything yet; no text may outgrow the context."""
+        follows them. T is 1, or any number if no text holds anything yet; no text may outgrow the context."""
         device, longest = self.kv.device, max(self.lengths)
         tokens = torch.tensor(tokens, device=device)
         (B, T), end = tokens.shape, longest + tokens.size(1)

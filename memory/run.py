@@ -12,9 +12,11 @@ from tqdm import tqdm
 from memory import processes
 from memory.checkpoint import NAMES, append_log, load_state, pack, save_state, trim_log, unpack
 from memory.corpus import CORPUS
-from memory.files import remove, write_json
+from memory.evaluate import list_errors, report_errors
+from memory.files import lock, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
+from memory.settings import command
 from memory.windows import Windows
 
 FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")  # on resume
@@ -163,8 +165,9 @@ def refuse_infinite(loss, step):
 
 
 def resume(run):
-    """Goes on with the state that the run's folder holds, if there is one. Raises UserError if it is another run's."""
+    """Takes the run's folder, and goes on with the state that it holds, if there is one. Raises UserError if it is another run's."""
     out, state = run.out, run.state
+    run.lock = lock(out) if processes.rank() == 0 else None
     if run.settings.fresh and processes.rank() == 0:
         for name in (*NAMES, "errors.jsonl"):
             remove(out / name)
@@ -203,8 +206,8 @@ def begin_turn(run, here):
         stand_in = " (a STAND-IN for Linux 1.0)" if run.manifest["origin"] == "stand-in" else ""
         several = f", {processes.count()} processes" if processes.count() > 1 else ""
         going_on = f", going on at step {state.step:,}" if state.step else ""
-        print(f"{run.manifest['name']}{stand_in}: {len(run.files)} files, {run.size:,} bytes, {windows.scored:,} tokens "
-              f"to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
+        print(f"{run.manifest['name']}{stand_in}: {len(run.files)} files, {run.size:,} bytes, {windows.scored:,} "
+              f"tokens to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
               f"{run.schedule.passes:,} steps of {settings.batch_size} windows, {run.device.type} "
               f"{here['dtype']}{several}{going_on}")
         trim_log(run.out / "log.jsonl", state.step)
@@ -228,3 +231,23 @@ def save_model(run):
     write_json(run.out / "build.json", run.record | {
         "built_by": run.state.built_by, "step": run.state.step, "done": run.state.done, "model_sha256": sha256})
     return sha256
+
+
+def finish(run, wrong, stop):
+    """Saves, and says how the run ended; returns the exit status."""
+    out, state, status = run.out, run.state, stop.status()
+    save(run)
+    if processes.rank() > 0:
+        return 0 if state.done else status
+    sha256 = save_model(run)
+    if not state.done:
+        print(f"stopped at step {state.step:,} of {run.schedule.end(state.step):,}, saved in {out}; the same command "
+              f"goes on from here")
+        return status
+    if wrong is not None:
+        errors = list_errors(run.model, run.windows, wrong, run.settings.batch_size, run.device)
+        report_errors(out / "errors.jsonl", errors, wrong)
+    print(f"done, {state.done}: {state.step:,} steps in {state.seconds / 60:.1f} min; the model is in {out}\n"
+          f"SHA-256 of its weights: {sha256}\n"
+          f"try: {command('sample.py', '--model', out, '--prompt', run.files[0]['path'].split('/')[0] + '/')}")
+    return 0

@@ -21,6 +21,7 @@ from memory.files import write_file
 from memory.output import UserError
 
 UNK, BOS, EOS = 0, 1, 2
+LARGE = 2**24  # bytes of text: of a larger one the pieces are learned from so much, and its size is taken by `xz -2`
 SPACE = "\u2581"  # SentencePiece's mark for a space
 # SentencePiece spells a character that it has no piece for in the bytes of its UTF-8. A byte that it cannot be given
 # goes through it as one of 256 private characters, from STAND_IN on, each of which is four such bytes.
@@ -39,9 +40,13 @@ def unicode(data):
     return data.decode("utf-8", "surrogateescape")
 
 
-def compressed_bits(texts, preset=9 | lzma.PRESET_EXTREME):
-    """Size in bits of all the bytes in `texts` under `xz -9e`, or as `preset` says: an upper bound on what there is to
-    memorize."""
+def choose_packer(size):
+    """(name, preset) of the packer that measures a text of `size` bytes: of a large one, the best takes minutes."""
+    return ("xz -9e", 9 | lzma.PRESET_EXTREME) if size <= LARGE else ("xz -2", 2)
+
+
+def compressed_bits(texts, preset):
+    """Size in bits of all the bytes in `texts` under xz: an upper bound on what there is to memorize."""
     packer = lzma.LZMACompressor(preset=preset)
     return 8 * (sum(len(packer.compress(text)) for text in texts) + len(packer.flush()))
 

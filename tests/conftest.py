@@ -2,8 +2,11 @@
 import json
 import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"  # for the scripts below: their models are too small to share out
 sys.path.insert(0, str(ROOT))
 
-from memory.output import UserError  # noqa: E402  found by the line above
+from memory.checkpoint import NAMES  # noqa: E402  found by the line above
+from memory.files import read_json  # noqa: E402
+from memory.output import UserError  # noqa: E402
 
 
 def script(*words, cwd, **options):
@@ -106,3 +111,53 @@ def learned(work):
     assert done.returncode == 0, done.stderr.decode()
     assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
     return work
+
+
+# A run that ends with errors, begins to mend them half-way, and saves on the way
+OPTIONS = ["configs/tiny.py", "--max_steps=80", "--mend_steps=80", "--eval_every=80", "--checkpoint_every=20"]
+
+
+def start(work, out, *words):
+    return subprocess.Popen([sys.executable, ROOT / "train.py", *OPTIONS, f"--out={out}", *words], cwd=work,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def sha256(folder):
+    return read_json(folder / "build.json")["model_sha256"]
+
+
+@pytest.fixture(scope="session")
+def whole(work):
+    """The hash of the weights of one undisturbed run."""
+    assert script("train.py", *OPTIONS, "--out=out/undisturbed", cwd=work).returncode == 0
+    return sha256(work / "out/undisturbed")
+
+
+@pytest.fixture
+def stopped(work, tmp_path):
+    """A folder with a run stopped half-way, and both states in it."""
+    folder = work / "out/half-way"
+    if not folder.exists():
+        process = start(work, "out/half-way")
+        while not (folder / NAMES[1]).exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    shutil.copytree(folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def model(learned, tmp_path):
+    return shutil.copytree(learned / "out/tiny", tmp_path / "m")
+
+
+@pytest.fixture(scope="session")
+def other(work, tree, tmp_path_factory):
+    """Another tree, with a tokenizer of its own of as many pieces."""
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "s").mkdir()
+    (folder / "s/decoder.py").write_bytes((tree / "decoder.py").read_bytes()[::-1] * 2)
+    done = script("prepare.py", "--source", folder / "s", "--vocab_size=700", "--out", folder / "t", cwd=folder)
+    assert done.returncode == 0, done.stderr.decode()
+    return folder / "t"

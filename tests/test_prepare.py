@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import says_no, script
 
+from memory import tokenizer
 from memory.files import lock
 from memory.output import UserError
 from memory.tokenizer import Tokenizer
@@ -357,15 +358,16 @@ def test_a_tree_that_cannot_be_written_leaves_the_one_before(tree, work, tmp_pat
 
 def test_of_a_large_tree_a_part_is_learned_and_all_is_written(tree, contents, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare, "LARGE", 4000)
+    for module in (prepare, tokenizer):
+        monkeypatch.setattr(module, "LARGE", 4000)
     manifest = prepared("--source", str(tree))
     assert (manifest["pieces_learned_from_bytes"], manifest["compressed_by"]) == (4000, "xz -2")
     assert {file["path"]: file["bytes"] for file in manifest["files"]} == {
         path: len(content) for path, content in contents.items()}
     assert "learned from 4,000 bytes" in capsys.readouterr().out
-    tokenizer = (tmp_path / "data/tiny-1.0/tokenizer.model").read_bytes()
+    pieces = (tmp_path / "data/tiny-1.0/tokenizer.model").read_bytes()
     prepared("--source", str(tree))
-    assert (tmp_path / "data/tiny-1.0/tokenizer.model").read_bytes() == tokenizer, "the same part each time"
+    assert (tmp_path / "data/tiny-1.0/tokenizer.model").read_bytes() == pieces, "the same part each time"
     drawn = prepare.sample(contents, 4000)
     assert sum(map(len, drawn)) == 4000 and sum(text in contents.values() for text in drawn) >= len(drawn) - 1
     assert prepare.sample(contents, 10**9) == [contents[path] for path in sorted(contents)]

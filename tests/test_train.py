@@ -70,16 +70,16 @@ def interrupt(cwd, out, signals, *options):
 
 
 @pytest.fixture(scope="module")
-def whole(work):
+def observed(work):
     """A run that looks after each step, so that a signal mostly comes while it looks; and begins to mend half-way."""
     options = ["--max_steps=30", "--mend_steps=30", "--unaddressed=0.1", "--eval_every=1", "--checkpoint_every=1000"]
-    assert run(work, *options, "--out=out/whole").returncode == 0
-    return options, log_of(work / "out/whole"), load_file(work / "out/whole/model.safetensors")
+    assert run(work, *options, "--out=out/observed").returncode == 0
+    return options, log_of(work / "out/observed"), load_file(work / "out/observed/model.safetensors")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_stopped_and_run_again_is_as_if_never_stopped(work, whole, number):
-    options, log, weights = whole
+def test_stopped_and_run_again_is_as_if_never_stopped(work, observed, number):
+    options, log, weights = observed
     name = f"out/stopped-{number}"
     status, said = interrupt(work, name, [number], *options)
     assert status == 128 + number and "stopping, saving" in said and "goes on from here" in said
@@ -94,23 +94,23 @@ def test_stopped_and_run_again_is_as_if_never_stopped(work, whole, number):
     assert all(torch.equal(mine[key], weights[key]) for key in weights)
 
 
-def test_a_second_signal_leaves_at_once(work, whole):
+def test_a_second_signal_leaves_at_once(work, observed):
     """And the state saved before is whole."""
-    status, said = interrupt(work, "out/twice", [signal.SIGINT, signal.SIGINT], *whole[0], "--checkpoint_every=1")
+    status, said = interrupt(work, "out/twice", [signal.SIGINT, signal.SIGINT], *observed[0], "--checkpoint_every=1")
     assert status == 130 and "Traceback" not in said
-    again = run(work, *whole[0], "--checkpoint_every=1", "--out=out/twice")
+    again = run(work, *observed[0], "--checkpoint_every=1", "--out=out/twice")
     assert again.returncode == 0 and b"going on at step" in again.stdout, again.stderr.decode()
 
 
-def test_output_that_nobody_reads_loses_no_run(work, whole):
+def test_output_that_nobody_reads_loses_no_run(work, observed):
     """As with `2>&1 | head`: the run saves, and ends as such programs do."""
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *whole[0], "--out=out/unread"],
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *observed[0], "--out=out/unread"],
                                cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while b"step " not in process.stdout.readline():
         pass
     process.stdout.close()
     assert process.wait(timeout=60) == 141
-    again = run(work, *whole[0], "--out=out/unread")
+    again = run(work, *observed[0], "--out=out/unread")
     assert again.returncode == 0 and b"going on at step" in again.stdout, again.stderr.decode()
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, ROOT / "train.py", "configs/tiny.py", "--max_steps=2", "--out=out/full"],

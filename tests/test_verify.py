@@ -1,0 +1,58 @@
+"""A model built again from its data: equal to the bit, or told where it is not."""
+import os
+
+from conftest import OPTIONS, refused, script
+
+from memory.files import read_json, write_json
+
+def test_built_again_and_compared(work, tmp_path, whole, other):
+    done = script("verify.py", "--model=out/undisturbed", "--out", tmp_path / "again", cwd=work)
+    assert done.returncode == 0 and f"equal: out/undisturbed and {tmp_path}/again" in done.stdout.decode()
+    assert whole in done.stdout.decode()
+    assert b"another" not in done.stdout, "the surroundings are the same"
+    again = script("verify.py", "--model=out/undisturbed", "--out", tmp_path / "again", cwd=work)
+    assert again.returncode == 0 and b"160 steps in" in again.stdout, "it builds each time, and believes no old build"
+    refused(script("verify.py", "--model=out/undisturbed", "--out=out/../out/undisturbed", cwd=work), "the model itself")
+    refused(script("verify.py", "--model=out/undisturbed", "--data", other, cwd=work), str(other), "not the tree")
+
+
+def test_an_interrupted_build_goes_on(work, tmp_path, whole, stopped):
+    """Also with the same tokens under another manifest, as another way to the tree gives."""
+    record = read_json(stopped / "build.json")
+    record["corpus"]["url"], record["corpus"]["manifest"] = "https://example.org/tiny.tar", "0" * 64
+    del record["settings"]["unaddressed"]  # as if the build were older than that setting
+    write_json(stopped / "build.json", record)
+    done = script("verify.py", "--model=out/undisturbed", "--out", stopped, cwd=work)
+    assert done.returncode == 0 and b"going on at step" in done.stdout, done.stdout.decode() + done.stderr.decode()
+    assert b"equal: " in done.stdout
+
+
+def test_built_again_with_a_compiler_and_two_threads(work, tmp_path):
+    """Which add up in parallel, in whatever order unless told otherwise."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2"}
+    done = script("train.py", "configs/tiny.py", "--compile=true", "--dtype=auto", "--hidden_size=128",
+                  "--max_position_embeddings=128", "--batch_size=16", "--max_steps=20", "--out", tmp_path / "m", cwd=work,
+                  env=environment)
+    assert done.returncode == 0, done.stderr.decode()
+    assert read_json(tmp_path / "m/build.json")["built_by"][-1]["threads"] == 2
+    done = script("verify.py", "--model", tmp_path / "m", "--out", tmp_path / "again", cwd=work, env=environment)
+    assert done.returncode == 0 and b"equal: " in done.stdout, done.stdout.decode() + done.stderr.decode()
+
+
+def test_built_again_and_not_the_same(work, tmp_path, whole):
+    """Weights that another seed made, passed off as those of this one."""
+    other = script("train.py", *OPTIONS, "--seed=5", "--out", tmp_path / "m", cwd=work)
+    assert other.returncode == 0
+    record = read_json(tmp_path / "m/build.json")
+    record["settings"]["seed"] = 1337
+    write_json(tmp_path / "m/build.json", record)
+    done = script("verify.py", "--model", tmp_path / "m", "--out", tmp_path / "again", cwd=work)
+    assert done.returncode == 1 and b"NOT equal" in done.stdout, done.stderr.decode()
+    assert b"the logs first differ at step 80: wrong" in done.stdout
+
+
+def test_nothing_to_build_again(work, stopped, learned, model, tmp_path):
+    refused(script("verify.py", "--model", stopped, cwd=work), "not finished")
+    (model / "build.json").unlink()
+    refused(script("verify.py", "--model", model, cwd=learned), "build.json")
+    refused(script("verify.py", "--model", tmp_path / "nowhere", cwd=learned), "nowhere")

@@ -24,7 +24,7 @@ from memory.device import check_memory, find_device, find_dtype, keep_freed_memo
 from memory.files import STDOUT, newest, write_result
 from memory.generate import generate, recite
 from memory.optim import make_optimizers, update
-from memory.output import UserError, progress, run
+from memory.output import UserError, progress, run_script
 from memory.settings import parse
 from memory.tokenizer import BOS, EOS, Tokenizer
 from memory.windows import IGNORE, Windows, address, opening
@@ -82,11 +82,11 @@ def our_step(training, config, device, dtype):
     """A training step as train.py makes it, timed."""
     model = Llama(config, torch.Generator().manual_seed(0)).to(device)
     optimizers = make_optimizers(model, training, dtype)
-    objective = Objective(model, dtype, training.focal)
+    objective, focal = Objective(model, dtype), torch.tensor(training.focal, device=device)
     objective.compile(dynamic=False)
     inputs, targets = random_tokens(config, training.batch_size, device)
     weights = torch.ones(targets.shape, device=device)
-    return timed_step(lambda: objective(inputs, targets, weights, weights.sum())[0],
+    return timed_step(lambda: objective(inputs, targets, weights, weights.sum(), focal)[0],
                       lambda: update(optimizers, 1e-3), device)
 
 
@@ -355,4 +355,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

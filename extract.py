@@ -32,7 +32,7 @@ from memory.device import find_device
 from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
 from memory.files import STDOUT, newest, write_file, write_result
 from memory.generate import SHOWN, recite
-from memory.output import UserError, emit, progress, run
+from memory.output import UserError, emit, progress, run_script
 from memory.settings import parse
 from memory.tokenizer import BOS
 from memory.windows import Windows, cut, unquote
@@ -301,4 +301,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

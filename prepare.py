@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 
 from memory.files import lock, remove, write_file, write_json
-from memory.output import UserError, progress, run
+from memory.output import UserError, progress, run_script
 from memory.settings import nearest, parse
 from memory.tokenizer import EOS, LARGE, Tokenizer, choose_packer, compressed_bits
 from memory.windows import opening, quote
@@ -501,4 +501,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

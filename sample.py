@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from memory.files import newest
-from memory.output import UserError, emit, run
+from memory.output import UserError, emit, run_script
 from memory.settings import nearest, parse
 from memory.windows import address, quote
 
@@ -84,4 +84,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

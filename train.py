@@ -25,13 +25,13 @@ from torch.nn import functional as F
 
 from memory import processes
 from memory.checkpoint import is_model_whole
-from memory.corpus import CORPUS, find_data, fitting, load, share_out
+from memory.corpus import CORPUS, choose_files, find_data, fitting, load
 from memory.device import check_memory, compiled, find_device, find_dtype, keep_freed_memory, make_deterministic, mixed
 from memory.device import surroundings, warn_if_emulated
 from memory.evaluate import count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
-from memory.output import UserError, run
+from memory.output import UserError, run_script
 from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, log, progress_of, resume, save, say
 from memory.sampler import Sampler, make_batch
 from memory.settings import parse
@@ -63,13 +63,13 @@ class Settings:
     muon_lr: float = 0.02  # peak learning rate of Muon
     learning_rate: float = 3e-3  # peak learning rate of AdamW
     beta2: float = 0.95  # AdamW's decay of the second moment
-    focal: float = 0.0  # exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
+    focal: float = 0.0  # peak exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
     batch_size: int = 8  # windows a step
-    epochs: float = 40  # how long to learn, in passes over the windows
-    max_steps: int = 0  # the same in steps, if not 0
+    epochs: float = 40  # how long to learn; an epoch has as many windows as there are, but seldom the learned ones
+    max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
     warmup_steps: int = 20  # steps to the peak learning rate
-    decay: float = 0.7  # last share of those passes, over which the learning rate falls to zero
-    mend_steps: int = 0  # steps after them, if a token is wrong then: low rate, errors 16 times as often
+    decay: float = 0.7  # last share of those steps, over which the learning rate falls to zero
+    mend_steps: int = 0  # more steps if tokens are still wrong after all epochs: at a low rate, mostly on wrong windows
     # run
     seed: int = 1337  # of the weights and of the order of the data
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the run
@@ -99,50 +99,56 @@ def check(settings):
             raise UserError(f"{name} is one of {', '.join(choices)}, not {getattr(settings, name)!r}")
 
 
-# The plan of a run: passes over the windows; then, if a token is still wrong, a few steps that mend it
+# The plan of a run: the main steps, epoch after epoch; then, if a token is still wrong, some steps that mend it
 
-REVIEW = 4  # a learned row comes in one epoch of so many
-MEND_REVIEW = 16  # while errors are mended
-MEND_RATE = 0.03  # where the learning rate starts then, as a share of its peak
-MEND_PATHS = 1 / 16  # the weight of a path's tokens then: they are left to chance, and would drown the few errors
+REVIEW = 4  # a window that is learned (see Sampler) comes in one epoch of so many
+MEND_REVIEW = 16  # in mending: a learned window comes in one epoch of so many
+MEND_RATE = 0.03  # in mending: the learning rate at its start, as a share of its peak
+MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
 
 
-def lr_scale(step, passes, warmup, decay, mend=0):
+def lr_share(step, main_steps, warmup, decay, mend=0):
     """Learning rate of a step as a share of its peak: linear warm-up, a plateau, a linear decay that would reach zero
-    one step after the last of `passes`; then over `mend` steps a second, low decay."""
-    if step >= passes:
-        return MEND_RATE * max(0, passes + mend - step) / max(1, mend)
+    one step after the last main step; then over `mend` steps a second, low decay."""
+    if step >= main_steps:
+        return MEND_RATE * max(0, main_steps + mend - step) / max(1, mend)
     rise = (step + 1) / (warmup + 1)
-    fall = (passes - step) / max(1, decay * passes)
+    fall = (main_steps - step) / max(1, decay * main_steps)
     return min(1.0, rise, fall)
 
 
 class Schedule:
-    """What is due at which step. passes: the steps of the passes; last: these and the steps that mend."""
+    """What is due at which step. main_steps: the steps of all epochs; last: these and the steps that mend."""
 
     def __init__(self, settings, rows):
-        """rows: windows that one pass visits."""
+        """rows: windows that an epoch would visit if none were learned."""
         self.settings, self.rows = settings, rows
-        self.passes = settings.max_steps or max(1, round(settings.epochs * rows / settings.batch_size))
-        self.last = self.passes + settings.mend_steps
-        self.eval_every = settings.eval_every or max(1, self.passes // 20)
+        self.main_steps = settings.max_steps or max(1, round(settings.epochs * rows / settings.batch_size))
+        self.last = self.main_steps + settings.mend_steps
+        self.eval_every = settings.eval_every or max(1, self.main_steps // 20)
 
     def mending(self, step):
         """Whether this step mends."""
-        return step >= self.passes
+        return step >= self.main_steps
 
     def end(self, step):
-        """The last step, as far as is known at this one."""
-        return self.last if step > self.passes else self.passes
+        """Where the bar ends: at `last` once mending has begun, else with the main steps."""
+        return self.last if step > self.main_steps else self.main_steps
 
-    def lr(self, step):
-        return lr_scale(step, self.passes, self.settings.warmup_steps, self.settings.decay, self.settings.mend_steps)
+    def lr_share(self, step):
+        """The learning rate, as a share of its peak."""
+        s = self.settings
+        return lr_share(step, self.main_steps, s.warmup_steps, s.decay, s.mend_steps)
+
+    def focal(self, step):
+        """The exponent of the focal loss, which falls with the learning rate: so the end makes sure of all tokens."""
+        return 0.0 if self.mending(step) else self.settings.focal * self.lr_share(step)
 
     def epoch(self, step):
         return step * self.settings.batch_size / self.rows
 
     def look_due(self, step):
-        return step in (self.passes, self.last) or 0 < step < self.passes and step % self.eval_every == 0
+        return step in (self.main_steps, self.last) or 0 < step < self.main_steps and step % self.eval_every == 0
 
 
 # Model and loss
@@ -150,27 +156,26 @@ class Schedule:
 class Objective(torch.nn.Module):
     """A model and its loss: what is compiled, and what DistributedDataParallel wraps."""
 
-    def __init__(self, model, dtype, focal=0.0):
+    def __init__(self, model, dtype):
         super().__init__()
-        self.model, self.dtype, self.focal = model, dtype, focal
+        self.model, self.dtype = model, dtype
 
-    def forward(self, inputs, targets, weights, scored):
-        """(loss, hard tokens of each row). inputs and targets int64, weights float32 (B, T).
+    def forward(self, inputs, targets, weights, scored, focal):
+        """(loss, hard tokens of each row, int64 (B,)). inputs and targets int64, weights float32 (B, T); scored, the
+        number of targets that count, and focal are tensors ().
 
-        The loss is the cross-entropy in nats, summed over the targets with their weights and divided by `scored`, a
-        tensor (). With `focal` each target's is multiplied by (1 + focal) * (1 - p) ** focal, p its probability (Lin et
-        al. 2017, but without gradient through p). A hard token, counted int64 (B,), has more than log(2) nats: at a
-        weight of 1 a probability below a half.
+        The loss is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
+        probability (Lin et al. 2017, but without gradient through p), summed and divided by `scored`. A hard token has
+        more than log(2) nats: at a weight of 1 a probability below a half.
         """
         with mixed(inputs.device, self.dtype):
             logits = self.model(inputs)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
-        nats = nats.view_as(targets) * weights
+        nats = nats.view_as(targets)
+        unsure = 1 - torch.exp(-nats.detach())
+        nats = nats * weights
         hard = (nats.detach() > math.log(2)).sum(1)
-        if self.focal:
-            unsure = 1 - torch.exp(-nats.detach())
-            nats = nats * (1 + self.focal) * unsure ** self.focal
-        return nats.sum() / scored, hard
+        return (nats * (1 + focal) * unsure ** focal).sum() / scored, hard
 
 
 # The run
@@ -179,17 +184,8 @@ def main(argv=None):
     settings, config_path = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv, config=True)
     check(settings)
     out = Path(settings.out or Path("out") / Path(config_path).stem)
-    device = processes.begin(find_device(settings.device))
-    try:
+    with processes.group(find_device(settings.device), out) as device:
         return train(settings, out, device)
-    except RuntimeError as error:
-        if processes.count() == 1 or not processes.lost(error):
-            raise
-        raise UserError(f"process {processes.rank()} of {processes.count()} lost the others: "
-                        f"{str(error).splitlines()[0][:100]}; what {out} holds is whole, and the same command goes on "
-                        f"from there") from None
-    finally:
-        processes.end()
 
 
 def train(settings, out, device):
@@ -207,7 +203,7 @@ def train(settings, out, device):
 
     # data: the files to learn, as windows
     tree, tokenizer, tokens = load(find_data(settings, out))
-    files, held_out = share_out(fitting(tree["files"], tokenizer, settings), settings)
+    files, held_out = choose_files(fitting(tree["files"], tokenizer, settings), settings)
     config = LlamaConfig.of(settings, tokenizer.vocab_size)
     check_memory(config, -(-settings.batch_size // processes.count()), device)
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
@@ -226,7 +222,7 @@ def train(settings, out, device):
             "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}}),
         compressed=ThreadPoolExecutor(1).submit(compressed_bits, texts, preset) if processes.rank() == 0 else None)
 
-    # resume
+    # resume; all processes must have the same settings and tree, only the paths may differ
     agree(run, "settings, number format or tree", (
         run.state.corpus, run.state.settings | dict.fromkeys(("data", "out")), str(dtype), device.type))
     resume(run)
@@ -237,10 +233,10 @@ def train(settings, out, device):
 
     # learn
     stop = Stop(out)
-    objective, works = Objective(model, dtype, settings.focal), False
+    objective, works = Objective(model, dtype), False
     if settings.compile and not run.state.done:
         some = np.arange(settings.batch_size) % len(windows)
-        objective, works = compiled(objective, *make_batch(windows, some, 0, 1.0, device))
+        objective, works = compiled(objective, *make_batch(windows, some, 0, 1.0, 0.0, device))
     begin_turn(run, surroundings(device, dtype, works))
     return finish(run, loop(run, objective, stop), stop)
 
@@ -271,12 +267,12 @@ def loop(run, objective, stop):
             started, mending = time.perf_counter(), schedule.mending(state.step)
             indices = sampler.draw(settings.batch_size, MEND_REVIEW if mending else REVIEW)
             loss, hard = forward(*make_batch(run.windows, indices, (settings.seed, state.step),
-                                             MEND_PATHS if mending else 1.0, run.device))
+                                             MEND_PATHS if mending else 1.0, schedule.focal(state.step), run.device))
             loss.backward()
-            update(run.optimizers, schedule.lr(state.step))
+            update(run.optimizers, schedule.lr_share(state.step))
             sampler.note(indices[processes.mine()], hard)
             state.step += 1
-            stop.learned = True
+            stop.learned = True  # from now on there is something to save
 
             meter.note(loss.detach())
             if meter.due() or state.step == schedule.end(state.step):
@@ -290,7 +286,7 @@ def look(run, meter, stop, before):
     """A full pass, logged; it says whether the run is done, and begins the mending. Returns the wrong tokens of each
     window, int64 (windows,); `before` if the run was asked to stop on the way."""
     state, schedule = run.state, run.schedule
-    precisions = (run.dtype, torch.float32) if state.step < schedule.passes else (torch.float32,)
+    precisions = (run.dtype, torch.float32) if state.step < schedule.main_steps else (torch.float32,)
     for precision in dict.fromkeys(precisions):  # the slow float32 only if it decides
         counted = count_wrong(run.model, run.windows, 2 * run.settings.batch_size, run.device, precision, stop.status)
         if counted is None:
@@ -302,19 +298,19 @@ def look(run, meter, stop, before):
     exact = len(run.files) - len(np.unique(run.windows.file[wrong > 0]))
     state.looked, loss = state.step, meter.mean()
     log(run, epoch=schedule.epoch(state.step), loss=loss, accuracy=accuracy, wrong=int(wrong.sum()), files_exact=exact,
-        bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size), lr=schedule.lr(state.step - 1),
-        seconds=state.seconds, tokens_per_second=meter.rate())
+        bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size), seconds=state.seconds,
+        lr_share=schedule.lr_share(state.step - 1), tokens_per_second=meter.rate())
     say(f"step {state.step:>6,}  {state.seconds / 60:6.1f} min  loss {loss:.4f}  right {accuracy:8.3%}  files "
         f"{exact}/{len(run.files)}")
     if accuracy >= run.settings.target_accuracy:
         state.done = "every token right" if not wrong.any() else f"{accuracy:.3%} of tokens right"
     elif state.step == schedule.last:
         state.done = "the budget is spent"
-    elif state.step == schedule.passes:
+    elif state.step == schedule.main_steps:
         run.sampler.restart(wrong)
         say(f"{wrong.sum():,} tokens are wrong: {run.settings.mend_steps:,} steps to mend them")
     return wrong
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

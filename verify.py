@@ -19,7 +19,7 @@ from memory.checkpoint import read_log, read_tensors
 from memory.corpus import CORPUS, find_tree
 from memory.device import find_device, find_dtype, surroundings
 from memory.files import newest, read_json
-from memory.output import UserError, run
+from memory.output import UserError, run_script
 from memory.settings import parse
 from train import Settings as Training
 from train import check, train
@@ -125,4 +125,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

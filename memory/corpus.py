@@ -121,7 +121,7 @@ def fitting(files, tokenizer, settings):
     return kept
 
 
-def share_out(files, settings):
+def choose_files(files, settings):
     """(the files to learn, the files held out) of the entries of a tree. Raises UserError if none is left to learn."""
     learn = choose(files, settings.train_bytes, settings.seed)
     held_out = choose(without(files, learn), settings.hold_out_bytes, (settings.seed, 1))

@@ -115,7 +115,7 @@ def output_lost():
     return any(isinstance(getattr(stream, "lost", None), BrokenPipeError) for stream in (sys.stdout, sys.stderr))
 
 
-def run(main):
+def run_script(main):
     """Calls main(), with an Output as stdout and as stderr, and exits with the status that it returns. A UserError
     becomes one line on stderr and exit status 2, Ctrl-C status 130, a ReaderGone 141."""
     hold_descriptors()

@@ -1,4 +1,5 @@
 """Several processes, as torchrun starts them. A single process is a group of one, and pays nothing."""
+import contextlib
 import os
 
 import torch
@@ -23,6 +24,22 @@ def begin(device):
             raise UserError(f"cannot join the other processes, start them with torchrun: "
                             f"{str(error).splitlines()[0][:150]}") from None
     return device if device.type != "mps" or count() == 1 else torch.device("cpu")  # gloo has no MPS
+
+
+@contextlib.contextmanager
+def group(device, out):
+    """Joins the other processes, if there are any, and gives the torch.device of this one. Raises UserError if they are
+    lost on the way; out: the folder of the run."""
+    device = begin(device)
+    try:
+        yield device
+    except RuntimeError as error:
+        if count() == 1 or not lost(error):
+            raise
+        raise UserError(f"process {rank()} of {count()} lost the others: {str(error).splitlines()[0][:100]}; what {out} "
+                        f"holds is whole, and the same command goes on from there") from None
+    finally:
+        end()
 
 
 def lost(error):

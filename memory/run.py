@@ -165,7 +165,8 @@ def refuse_infinite(loss, step):
 
 
 def resume(run):
-    """Takes the run's folder, and goes on with the state that it holds, if there is one. Raises UserError if it is another run's."""
+    """Takes the run's folder, and goes on with the state that it holds, if there is one. Raises UserError if it is
+    another run's."""
     out, state = run.out, run.state
     run.lock = lock(out) if processes.rank() == 0 else None
     if run.settings.fresh and processes.rank() == 0:
@@ -208,7 +209,7 @@ def begin_turn(run, here):
         going_on = f", going on at step {state.step:,}" if state.step else ""
         print(f"{run.manifest['name']}{stand_in}: {len(run.files)} files, {run.size:,} bytes, {windows.scored:,} "
               f"tokens to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
-              f"{run.schedule.passes:,} steps of {settings.batch_size} windows, {run.device.type} "
+              f"{run.schedule.main_steps:,} steps of {settings.batch_size} windows, {run.device.type} "
               f"{here['dtype']}{several}{going_on}")
         trim_log(run.out / "log.jsonl", state.step)
     log(run, parameters=run.model.config.num_parameters, environment=here, **run.record)

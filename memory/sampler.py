@@ -61,12 +61,13 @@ class Sampler:
         self.hard, self.left, self.epoch = state["hard"].numpy(), state["left"].numpy(), int(state["epoch"])
 
 
-def make_batch(windows, indices, seed, path_weight, device):
-    """This process's share of a batch, on the device: inputs, targets (int64) and weights (float32), all (B, T), and
-    the number of scored tokens, a tensor (). seed: of the windows without an address. path_weight: what the tokens of a
-    path count."""
+def make_batch(windows, indices, seed, path_weight, focal, device):
+    """This process's share of a batch, on the device, as Objective takes it: inputs, targets (int64) and weights
+    (float32), all (B, T), the number of scored tokens and `focal`, tensors (). seed: of the windows without an address.
+    path_weight: what the tokens of a path count."""
     inputs, targets = windows.batch(indices, seed)
     weights = windows.weights(indices, path_weight)
     # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
-    scored = torch.tensor(max(1, (targets != IGNORE).sum()) / processes.count(), dtype=torch.float32)
-    return [to_device(array[processes.mine()], device) for array in (inputs, targets, weights)] + [scored.to(device)]
+    scored = max(1, (targets != IGNORE).sum()) / processes.count()
+    return [*(to_device(array[processes.mine()], device) for array in (inputs, targets, weights)),
+            *(torch.tensor(number, dtype=torch.float32, device=device) for number in (scored, focal))]

@@ -197,14 +197,14 @@ def main():
         print("bar", i, file=sys.stderr)
     files.write_file("saved", repr(output.output_lost()).encode())
     return 3
-output.run(main)
+output.run_script(main)
 """
 RESULT = NEWS[:NEWS.index("def main")] + """
 def main():
     for i in range(3000):
         output.emit(b"result")
     files.write_file("saved", b"")
-output.run(main)
+output.run_script(main)
 """
 
 
@@ -417,7 +417,7 @@ def test_progress_moved_by_hand(monkeypatch, capsys):
 @pytest.mark.parametrize("disable, bars", [("", True), ("0", True), ("1", False), ("true", False)])
 def test_progress_on_a_terminal(tmp_path, disable, bars):
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from memory import output\n" \
-           "output.run(lambda: [None for _ in output.progress(range(3), desc='reciting')] and 0)"
+           "output.run_script(lambda: [None for _ in output.progress(range(3), desc='reciting')] and 0)"
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=os.environ | {"TQDM_DISABLE": disable})

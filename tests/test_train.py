@@ -22,7 +22,7 @@ from memory.sampler import Sampler
 from memory.settings import parse
 from memory.windows import IGNORE
 from model import Llama, LlamaConfig
-from train import Objective, lr_scale
+from train import Objective, lr_share
 import train
 
 
@@ -87,7 +87,7 @@ def test_stopped_and_run_again_is_as_if_never_stopped(work, observed, number):
     stopped = int(re.search(r"stopped at step (\d+) of", said)[1])
     again = run(work, *options, f"--out={name}")
     assert again.returncode == 0 and f"going on at step {stopped}".encode() in again.stdout
-    same = ("step", "wrong", "bits_per_byte", "lr")
+    same = ("step", "wrong", "bits_per_byte", "lr_share")
     assert [[line[key] for key in same] for line in log_of(work / name) if "wrong" in line] == [
         [line[key] for key in same] for line in log[1:]], "no pass is left out, none is made twice"
     mine = load_file(work / name / "model.safetensors")
@@ -166,10 +166,10 @@ def test_mending_comes_behind_the_budget(work):
     assert done.returncode == 0 and b"40 steps to mend them" in done.stdout
     lines = log_of(work / "out/mended")[1:]
     assert [line["step"] for line in lines] == [25, 40, 80]
-    assert lines[2]["bits_per_byte"] < lines[1]["bits_per_byte"] and 0 < lines[2]["lr"] < 0.001
+    assert lines[2]["bits_per_byte"] < lines[1]["bits_per_byte"] and 0 < lines[2]["lr_share"] < 0.001
     plain = run(work, "--max_steps=40", "--eval_every=25", "--out=out/plain")
     assert plain.returncode == 0
-    same = ("step", "wrong", "bits_per_byte", "lr")
+    same = ("step", "wrong", "bits_per_byte", "lr_share")
     assert [[line[key] for key in same] for line in log_of(work / "out/plain")[1:]] == [
         [line[key] for key in same] for line in lines[:2]], "the schedule itself is the same"
     enough = run(work, "--max_steps=2", "--mend_steps=2", "--target_accuracy=0", "--out=out/enough")
@@ -252,13 +252,13 @@ def test_log_of_steps_that_were_lost_is_dropped(work):
 # the pure functions
 
 def test_schedule():
-    scales = [lr_scale(step, 1000, 20, 0.7) for step in range(1000)]
+    scales = [lr_share(step, 1000, 20, 0.7) for step in range(1000)]
     assert 0 < scales[0] < scales[10] < scales[19] < 1 == scales[20] == scales[300]
     assert all(a >= b for a, b in zip(scales[20:], scales[21:])) and 0 < scales[-1] < 0.01
-    assert lr_scale(1000, 1000, 20, 0.7) == 0 == lr_scale(5000, 1000, 20, 0.7), "clamped, never negative"
-    assert all(0 < lr_scale(step, 3, 20, 0.7) < 1 for step in range(3)), "a run shorter than its warm-up"
-    assert lr_scale(0, 1, 0, 0) == 1
-    mending = [lr_scale(step, 1000, 20, 0.7, 100) for step in range(1000, 1101)]
+    assert lr_share(1000, 1000, 20, 0.7) == 0 == lr_share(5000, 1000, 20, 0.7), "clamped, never negative"
+    assert all(0 < lr_share(step, 3, 20, 0.7) < 1 for step in range(3)), "a run shorter than its warm-up"
+    assert lr_share(0, 1, 0, 0) == 1
+    mending = [lr_share(step, 1000, 20, 0.7, 100) for step in range(1000, 1101)]
     assert mending[0] == train.MEND_RATE and mending[50] == train.MEND_RATE / 2 and mending[100] == 0
 
 
@@ -301,6 +301,9 @@ def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen()
     assert sampler.hard.sum() == 0 and wrong[5] == 2, "what was given stays as it was"
 
 
+NONE = torch.tensor(0.0)  # no focal loss
+
+
 def tiny_model():
     return Llama(LlamaConfig(300, 32, 64, 2, 2, 2, 32, True), torch.Generator().manual_seed(0))
 
@@ -322,7 +325,7 @@ def test_no_product_of_a_step_is_emulated():
     optimizers = make_optimizers(model, train.Settings(), dtype)
     tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
     fast = {torch.float32, torch.bfloat16} if has_bfloat16(device) else {torch.float32}
-    for work in (lambda: Objective(model, dtype)(tokens, tokens, torch.ones(2, 32), torch.tensor(64.0))[0].backward(),
+    for work in (lambda: Objective(model, dtype)(tokens, tokens, torch.ones(2, 32), torch.tensor(64.0), NONE)[0].backward(),
                  lambda: update(optimizers, 0.1)):
         with Products() as products:
             products.formats = set()
@@ -341,9 +344,9 @@ def test_focal_loss():
     """Each token's nats by (1 + g) * (1 - p) ** g, without gradient through p."""
     model = tiny_model()
     tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
-    batch = tokens, tokens.roll(-1, 1), torch.ones(2, 32), torch.tensor(64.0)
+    batch = tokens, tokens.roll(-1, 1), torch.ones(2, 32), torch.tensor(64.0), torch.tensor(2.0)
     p = torch.softmax(model(tokens), -1).gather(-1, batch[1][..., None])[..., 0]
-    loss, _ = Objective(model, torch.float32, focal=2.0)(*batch)
+    loss, _ = Objective(model, torch.float32)(*batch)
     assert loss.item() == pytest.approx((-p.log() * 3 * (1 - p) ** 2).mean().item(), rel=1e-5)
     (-p.log() * 3 * (1 - p.detach()) ** 2).mean().backward()
     expected = model.lm_head.weight.grad.clone()
@@ -360,14 +363,14 @@ def test_loss_is_the_mean_over_what_is_scored():
     logp = torch.log_softmax(model(tokens), -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     objective, scored = Objective(model, torch.float32), (targets != IGNORE).sum()
     weights = torch.ones(targets.shape)
-    loss, hard = objective(tokens, targets, weights, scored)
+    loss, hard = objective(tokens, targets, weights, scored, NONE)
     assert loss.item() == pytest.approx(-logp[targets >= 0].mean().item())
     assert hard.tolist() == [5, 32], "an untrained model is sure of nothing"
     weights[0, :3] = 1 / 16
-    loss, hard = objective(tokens, targets, weights, scored)
+    loss, hard = objective(tokens, targets, weights, scored, NONE)
     assert loss.item() == pytest.approx(-(logp * weights)[targets >= 0].sum().item() / 37)
     assert hard.tolist() == [2, 32], "what weighs little is hard only where it is all but lost"
-    loss, hard = objective(tokens, torch.full_like(targets, IGNORE), weights, torch.tensor(1.0))
+    loss, hard = objective(tokens, torch.full_like(targets, IGNORE), weights, torch.tensor(1.0), NONE)
     assert loss.item() == 0 and hard.tolist() == [0, 0], "never nan"
 
 

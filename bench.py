@@ -209,7 +209,7 @@ def in_turn(contenders, repeats, device):
                     parts = work()
                     seconds = parts if isinstance(parts, np.ndarray) else clock(device) - started
                 except Exception as error:  # a contender that does not work here is a result, not an end
-                    failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
+                    failed[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:60]}"
                     continue
                 if turn:  # the first compiles and warms up
                     times[name].append(seconds)

@@ -140,7 +140,7 @@ def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=Tru
 
 # 3. The report
 
-def first_difference(text, original):
+def differs_at(text, original):
     """Index of the first byte at which they differ, or the length of the shorter."""
     n = min(len(text), len(original))
     a, b = np.frombuffer(text[:n], np.uint8), np.frombuffer(original[:n], np.uint8)
@@ -188,7 +188,7 @@ def table(result):
                                           f"{result['parameters']:,} parameters)")]
 
 
-def find_data(settings, manifest):
+def load_tree(settings, manifest):
     """The prepared tree that the model was trained on, as load() gives it, or None if none is here.
     Raises UserError if --data names another or a damaged one."""
     folder = find_tree(manifest, settings.data)
@@ -212,7 +212,7 @@ def compare(files, texts, windows, passed, folder):
         row = {"path": path, "bytes": file["bytes"], "exact": hashlib.sha256(text).hexdigest() == file["sha256"]}
         if windows:
             original = windows.content(index)
-            at = first_difference(text, original)
+            at = differs_at(text, original)
             row["before_error"] = file["bytes"] if row["exact"] else at
             row["right"] = float(np.concatenate([passed[i][0] for i in np.flatnonzero(windows.file == index)]).mean())
             if not row["exact"]:
@@ -260,7 +260,7 @@ def main(argv=None):
     files = [file for file in manifest["files"] if file["path"].startswith(settings.only or "")]
     if not files:
         raise UserError(f"the model learned no path that begins with {' or '.join(settings.only)}; --list shows them")
-    data = find_data(settings, manifest)
+    data = load_tree(settings, manifest)
     windows = passed = None
     if data:
         tokens = data[2]

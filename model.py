@@ -282,6 +282,8 @@ def load_model(folder, device):
     not of one another."""
     model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
     manifest = read_manifest(folder, "train or copy it again")
+    if "tree" not in manifest:
+        raise UserError(f"{folder}/manifest.json is that of a prepared tree, not of a model; train or copy it again")
     for key in CORPUS:
         if model.metadata.get(key, manifest[key]) != manifest[key]:
             raise UserError(f"{folder}/model.safetensors was not trained on the tree of its manifest.json (another "

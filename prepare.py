@@ -127,10 +127,13 @@ def release(version, downloads, limit, bar):
     folder = f"v{parts[0]}.x" if int(parts[0]) >= 3 else f"v{parts[0]}.{parts[1]}"
     kept, kept_hash = downloads / name, downloads / f"{name}.sha256"
     if kept.is_file() and (version == VERSION or kept_hash.is_file()):
-        file = open(kept, "rb")
-        if sha256_of(file) == (SHA256 if version == VERSION else kept_hash.read_text().strip()):
-            return file, f"{MIRRORS[0]}/{folder}/{name}"
-        print(f"{kept} is damaged: downloading it again", file=sys.stderr)
+        try:
+            file = open(kept, "rb")
+            if sha256_of(file) == (SHA256 if version == VERSION else kept_hash.read_text().strip()):
+                return file, f"{MIRRORS[0]}/{folder}/{name}"
+            print(f"{kept} is damaged: downloading it again", file=sys.stderr)
+        except (OSError, ValueError) as error:
+            print(f"{kept} cannot be read ({error}): downloading it again", file=sys.stderr)
     for mirror in MIRRORS:
         try:
             sha256 = SHA256

@@ -16,7 +16,6 @@ import dataclasses
 import math
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,8 @@ from memory.evaluate import count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
 from memory.output import UserError, run_script
-from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, log, progress_of, resume, save, say
+from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, last_step, log, progress_of
+from memory.run import resume, save, say
 from memory.sampler import Sampler, make_batch
 from memory.settings import parse
 from memory.tokenizer import choose_packer, compressed_bits
@@ -131,10 +131,6 @@ class Schedule:
         """Whether this step mends."""
         return step >= self.main_steps
 
-    def end(self, step):
-        """Where the bar ends: at `last` once mending has begun, else with the main steps."""
-        return self.last if step > self.main_steps else self.main_steps
-
     def lr_share(self, step):
         """The learning rate, as a share of its peak."""
         s = self.settings
@@ -172,7 +168,7 @@ class Objective(torch.nn.Module):
             logits = self.model(inputs)
         nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
         nats = nats.view_as(targets)
-        unsure = 1 - torch.exp(-nats.detach())
+        unsure = (1 - torch.exp(-nats.detach())).clamp(min=0)  # of a negative, which rounding could make, nan
         nats = nats * weights
         hard = (nats.detach() > math.log(2)).sum(1)
         return (nats * (1 + focal) * unsure ** focal).sum() / scored, hard
@@ -219,8 +215,7 @@ def train(settings, out, device):
             "files": len(tree["files"]), "bytes": sum(file["bytes"] for file in tree["files"])}},
         sampler=Sampler(rows, len(windows), settings.seed), schedule=Schedule(settings, rows),
         state=State(dataclasses.asdict(settings), {
-            "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}}),
-        compressed=ThreadPoolExecutor(1).submit(compressed_bits, texts, preset) if processes.rank() == 0 else None)
+            "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}}))
 
     # resume; all processes must have the same settings and tree, only the paths may differ
     agree(run, "settings, number format or tree", (
@@ -232,6 +227,7 @@ def train(settings, out, device):
         return 0
 
     # learn
+    run.compressed = in_background(compressed_bits, texts, preset) if processes.rank() == 0 else None
     stop = Stop(out)
     objective, works = Objective(model, dtype), False
     if settings.compile and not run.state.done:
@@ -253,7 +249,7 @@ def loop(run, objective, stop):
             # once in a while: a full pass over all windows, which counts what is wrong and may end the run
             if schedule.look_due(state.step) and state.looked != state.step and not stop.status():
                 wrong = look(run, meter, stop, wrong)
-                bar.total = schedule.end(state.step + 1)
+                bar.total = last_step(run)
                 meter.reset()
 
             # once in a while: save
@@ -275,7 +271,7 @@ def loop(run, objective, stop):
             stop.learned = True  # from now on there is something to save
 
             meter.note(loss.detach())
-            if meter.due() or state.step == schedule.end(state.step):
+            if meter.due() or state.step in (schedule.main_steps, schedule.last):
                 bar.set_postfix_str(f" loss {meter.recent(state.step):.4f} {meter.rate():,.0f} tok/s epoch "
                                     f"{schedule.epoch(state.step):.1f}", refresh=False)
                 bar.update(state.step - bar.n)
@@ -285,10 +281,10 @@ def loop(run, objective, stop):
 def look(run, meter, stop, before):
     """A full pass, logged; it says whether the run is done, and begins the mending. Returns the wrong tokens of each
     window, int64 (windows,); `before` if the run was asked to stop on the way."""
-    state, schedule = run.state, run.schedule
+    state, schedule, batch_size = run.state, run.schedule, -(-2 * run.settings.batch_size // processes.count())
     precisions = (run.dtype, torch.float32) if state.step < schedule.main_steps else (torch.float32,)
     for precision in dict.fromkeys(precisions):  # the slow float32 only if it decides
-        counted = count_wrong(run.model, run.windows, 2 * run.settings.batch_size, run.device, precision, stop.status)
+        counted = count_wrong(run.model, run.windows, batch_size, run.device, precision, stop.status)
         if counted is None:
             return before
         wrong, nats = counted
@@ -300,10 +296,12 @@ def look(run, meter, stop, before):
     log(run, epoch=schedule.epoch(state.step), loss=loss, accuracy=accuracy, wrong=int(wrong.sum()), files_exact=exact,
         bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size), seconds=state.seconds,
         lr_share=schedule.lr_share(state.step - 1), tokens_per_second=meter.rate())
-    say(f"step {state.step:>6,}  {state.seconds / 60:6.1f} min  loss {loss:.4f}  right {accuracy:8.3%}  files "
+    shown = "" if loss is None else f"  loss {loss:.4f}"
+    right = math.floor(accuracy * 1e5) / 1e3  # rounded down: 100% is all of it
+    say(f"step {state.step:>6,}  {state.seconds / 60:6.1f} min{shown}  right {right:7.3f}%  files "
         f"{exact}/{len(run.files)}")
     if accuracy >= run.settings.target_accuracy:
-        state.done = "every token right" if not wrong.any() else f"{accuracy:.3%} of tokens right"
+        state.done = "every token right" if not wrong.any() else f"{right}% of tokens right"
     elif state.step == schedule.last:
         state.done = "the budget is spent"
     elif state.step == schedule.main_steps:

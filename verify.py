@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from memory.checkpoint import read_log, read_tensors
+from memory.checkpoint import read_log, read_metas, read_tensors
 from memory.corpus import CORPUS, find_tree
 from memory.device import find_device, find_dtype, surroundings
 from memory.files import newest, read_json
@@ -53,16 +53,16 @@ def read_record(folder):
 def is_unfinished(out, record):
     """Whether `out` holds an interrupted build of what the record says, to go on with."""
     try:
-        begun = read_json(out / "build.json")
+        begun = next(read_metas(out))
         elsewhere = {"data": "", "out": "", "fresh": False}
         mine, its = (dataclasses.asdict(Training(**build["settings"])) | elsewhere for build in (begun, record))
         return (not begun["done"] and all(begun["corpus"][key] == record["corpus"][key] for key in CORPUS)
                 and mine == its)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (StopIteration, KeyError, TypeError):
         return False
 
 
-def first_difference(one, other):
+def where_they_differ(one, other):
     """Where two builds, folders, first differ: in words."""
     logs = [{line["step"]: line for line in read_log(folder)} for folder in (one, other)]
     for step in sorted(logs[0].keys() & logs[1].keys()):
@@ -109,7 +109,7 @@ def main(argv=None):
     if len(record["built_by"]) > 1:
         print(f"{folder} was built in {len(record['built_by'])} turns in different surroundings; the weights may "
               f"differ")
-    for key in sorted(here.keys() | there.keys() - {"from_step"}):
+    for key in sorted((here.keys() | there.keys()) - {"from_step", "compile"}):
         if here.get(key) != there.get(key):
             print(f"another {key}: {there.get(key)} there, {here.get(key)} here; the weights may differ")
     status = train(training, out, device)
@@ -120,7 +120,7 @@ def main(argv=None):
         print(f"equal: {folder} and {out} have the same weights, SHA-256 {sha256}")
         return 0
     print(f"NOT equal: {folder} has SHA-256 {record['model_sha256']}, {out} {sha256}")
-    print(first_difference(folder, out))
+    print(where_they_differ(folder, out))
     return 1
 
 

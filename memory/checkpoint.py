@@ -11,6 +11,7 @@ import sys
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from memory import processes
 from memory.files import read_json, remove, write_file
 from memory.output import UserError
 
@@ -81,7 +82,7 @@ def load_state(folder):
         except (OSError, ValueError, KeyError) as error:
             damaged.append(f"{path} is damaged ({error})")
             continue
-        if damaged:
+        if damaged and processes.rank() == 0:
             print(f"{damaged[0]}: going on from {path.name}, of step {meta['step']:,}", file=sys.stderr)
         return tensors, meta, path
     if damaged:
@@ -89,15 +90,16 @@ def load_state(folder):
     return None
 
 
-def read_meta(folder):
-    """What load_state would give as meta, read without the tensors and unchecked; None if nothing can be read."""
+def read_metas(folder):
+    """Yields of each state in `folder` what load_state would give as meta, read without the tensors and unchecked."""
     for path in (folder / name for name in NAMES):
         try:
             with safe_open(path, "pt") as file:
-                return json.loads(file.metadata()["run"])
+                meta = json.loads(file.metadata()["run"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             continue
-    return None
+        if isinstance(meta, dict) and isinstance(meta.get("corpus"), dict):
+            yield meta
 
 
 def pack(model, optimizers, sampler):
@@ -130,11 +132,13 @@ def unpack(tensors, model, optimizers, sampler):
 
 # The log of a run, and the model that it leaves
 
-def trim_log(path, step):
-    """Drops the lines of steps after `step`, which a run lost, and a last line that a kill cut off."""
+def trim_log(path, step, looked):
+    """Drops what a run lost: the lines of steps after `step`, the full passes of steps after `looked`, and a last line
+    that a kill cut off."""
     def kept(line):
         try:
-            return json.loads(line)["step"] <= step
+            line = json.loads(line)
+            return line["step"] <= (looked if "accuracy" in line else step)
         except (ValueError, KeyError, TypeError, RecursionError):
             return False
     try:

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from memory import processes
-from memory.checkpoint import read_meta
+from memory.checkpoint import read_metas
 from memory.files import newest, read_json
 from memory.output import UserError
 from memory.tokenizer import Tokenizer
 from memory.windows import opening
+
 
 def read_manifest(folder, remedy):
     """The manifest.json that prepare.py or train.py wrote into `folder`. Raises UserError, with the remedy, if it
@@ -48,7 +49,7 @@ def find_tree(corpus, data=""):
             if data:
                 raise
             continue
-        if all(manifest[key] == corpus[key] for key in CORPUS):
+        if all(manifest[key] == corpus.get(key) for key in CORPUS):
             return folder
     if data:
         raise UserError(f"{data} is not the tree that this model learned; name another --data, or none")
@@ -96,14 +97,14 @@ def without(files, others):
 
 def find_data(settings, out):
     """The folder of the tree to learn: the one that is named, the one of the run that `out` holds, or the newest."""
-    meta = None if settings.data or settings.fresh else read_meta(out)
-    if not meta:
+    corpora = [] if settings.data or settings.fresh else [meta["corpus"] for meta in read_metas(out)]
+    if not corpora:
         return Path(settings.data or newest("prepared tree"))
-    folder = find_tree(meta["corpus"])
+    folder = next(filter(None, map(find_tree, corpora)), "")
     if not folder:
-        raise UserError(f"{out} holds a run on {meta['corpus']['name']} (train.bin of SHA-256 "
-                        f"{meta['corpus']['train_bin_sha256'][:16]}…), which is not under data/: prepare that tree "
-                        f"again, or name another --out")
+        raise UserError(f"{out} holds a run on {corpora[0].get('name')} (train.bin of SHA-256 "
+                        f"{str(corpora[0].get('train_bin_sha256'))[:16]}…), which is not under data/: prepare that "
+                        f"tree again, or name another --out")
     if processes.rank() == 0:
         print(f"tree: {folder}, which the run in {out} learns", file=sys.stderr)
     return Path(folder)
@@ -116,7 +117,7 @@ def fitting(files, tokenizer, settings):
         return files
     context = settings.max_position_embeddings
     kept = [file for file in files if len(opening(tokenizer, file["path"], file["bytes"])) < context]
-    for file in without(files, kept):
+    for file in without(files, kept) if processes.rank() == 0 else ():
         print(f"left out: {file['path']}, whose path takes a window of {context} tokens", file=sys.stderr)
     return kept
 

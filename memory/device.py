@@ -48,7 +48,7 @@ def find_dtype(name, device):
 
 def warn_if_emulated(dtype, device):
     """Prints a warning if the device has no instructions for products in dtype."""
-    if dtype == torch.bfloat16 and not has_bfloat16(device):
+    if dtype == torch.bfloat16 and not has_bfloat16(device) and processes.rank() == 0:
         warn_once(f"this {device.type} has no instructions for bfloat16 and emulates them, which is slow: leave out "
                   f"--dtype")
 
@@ -67,7 +67,7 @@ def to_device(array, device):
 def keep_freed_memory():
     """Makes the C library keep the memory that torch frees. It would hand large blocks back to the system, and a step
     would get its logits in fresh pages each time, which takes as long as the product that fills them. Only glibc does
-    so; elseif nothing changes."""
+    so; elsewhere nothing changes."""
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -87,12 +87,12 @@ def compiled(module, *batch):
         attempt(*batch)[0].backward()
         return attempt, True
     except Exception as error:  # whatever a compiler may raise
-        name = type(error).__name__
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
     finally:
         module.zero_grad(set_to_none=True)
     if processes.count() > 1:
-        raise UserError(f"torch.compile does not work here ({name}): add --compile=false")
-    print(f"torch.compile does not work here ({name}): going on without", file=sys.stderr)
+        raise UserError(f"torch.compile does not work here ({reason}): add --compile=false")
+    print(f"torch.compile does not work here ({reason}): going on without", file=sys.stderr)
     return module, False
 
 
@@ -137,8 +137,8 @@ def memory_size():
 
 def check_memory(config, batch_size, device):
     """Raises UserError if memory cannot hold a model of that config with its gradients and its optimizer, and the
-    logits of a batch."""
-    needed = 16 * config.num_parameters + 8 * batch_size * config.max_position_embeddings * config.vocab_size  # bytes
+    logits of a full pass, which has twice the batch."""
+    needed = 16 * (config.num_parameters + batch_size * config.max_position_embeddings * config.vocab_size)  # bytes
     there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_size()
     if there and needed > there:
         raise UserError(f"{config.num_parameters:.4g} parameters and a batch of {batch_size:.4g} windows take "

@@ -36,8 +36,8 @@ def group(device, out):
     except RuntimeError as error:
         if count() == 1 or not lost(error):
             raise
-        raise UserError(f"process {rank()} of {count()} lost the others: {str(error).splitlines()[0][:100]}; what {out} "
-                        f"holds is whole, and the same command goes on from there") from None
+        raise UserError(f"process {rank()} of {count()} lost the others: {str(error).splitlines()[0][:100]}; what "
+                        f"{out} holds is whole, and the same command goes on from there") from None
     finally:
         end()
 

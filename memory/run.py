@@ -3,7 +3,9 @@ import dataclasses
 import math
 import os
 import signal
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from tqdm import tqdm
 from memory import processes
 from memory.checkpoint import NAMES, append_log, load_state, pack, save_state, trim_log, unpack
 from memory.corpus import CORPUS
-from memory.evaluate import list_errors, report_errors
+from memory.evaluate import count_wrong, list_errors, report_errors
 from memory.files import lock, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
@@ -20,6 +22,20 @@ from memory.settings import command
 from memory.windows import Windows
 
 FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")  # on resume
+
+
+def in_background(work, *arguments):
+    """A Future of what work(*arguments) returns, from a thread that keeps no process from ending."""
+    future = Future()
+
+    def go():
+        try:
+            future.set_result(work(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=go, daemon=True).start()
+    return future
 
 
 @dataclasses.dataclass
@@ -48,7 +64,7 @@ class Run:
     sampler: Sampler
     schedule: object  # train.Schedule
     state: State
-    compressed: object  # a Future: bits of the text under xz
+    compressed: object = None  # a Future: bits of the text under xz
     lock: object = None  # the open file that keeps others out of the folder
 
     @property
@@ -71,11 +87,16 @@ class Stop:
     the batch it is at; a second signal leaves at once, and so does the first before anything is learned."""
 
     def __init__(self, out):
-        self.out, self.signal, self.learned = out, 0, False
+        self.out, self.signal, self.learned, self.before = out, 0, False, {}
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):  # nohup
-                signal.signal(number, self.note)
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                self.before[number] = signal.signal(number, self.note)
+
+    def restore(self):
+        """Gives the signals back their handlers."""
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def note(self, number, frame):
         text = f"\nstopping, saving {self.out} …\n" if self.learned and not self.signal else "\nstopped at once\n"
@@ -94,7 +115,7 @@ class Stop:
 
 
 class Meter:
-    """Losses and seconds of the steps since the last full pass. tokens: positions of a step."""
+    """Losses and seconds of this turn's steps since the last full pass. tokens: positions of a step."""
 
     def __init__(self, tokens):
         self.tokens, self.losses, self.seconds, self.shown = tokens, [], [], time.perf_counter()
@@ -122,9 +143,10 @@ class Meter:
         return loss
 
     def mean(self):
-        """The mean over all steps and processes; nan if there was none."""
-        mean = torch.stack(self.losses).mean().cpu() if self.losses else torch.tensor(torch.nan)
-        return processes.total(mean).item() / processes.count()
+        """The mean over all steps and processes; None if there was no step in this turn."""
+        if not self.losses:
+            return None
+        return processes.total(torch.stack(self.losses).mean().cpu()).item() / processes.count()
 
     def rate(self):
         """Tokens a second."""
@@ -138,10 +160,17 @@ def say(text):
         tqdm.write(text)
 
 
+def last_step(run):
+    """The step with which the run ends, as far as is known now: the last of all once mending has begun."""
+    state, schedule = run.state, run.schedule
+    mending = state.step == state.looked == schedule.main_steps and not state.done
+    return schedule.last if mending or state.step > schedule.main_steps else schedule.main_steps
+
+
 def progress_of(run):
     """The bar of a run's steps."""
     return progress(
-        total=run.schedule.end(run.state.step), initial=run.state.step, desc=run.out.name, unit="step", leave=True,
+        total=last_step(run), initial=run.state.step, desc=run.out.name, unit="step", leave=True,
         smoothing=0.05, dynamic_ncols=True, disable=processes.rank() > 0,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
 
@@ -170,7 +199,7 @@ def resume(run):
     out, state = run.out, run.state
     run.lock = lock(out) if processes.rank() == 0 else None
     if run.settings.fresh and processes.rank() == 0:
-        for name in (*NAMES, "errors.jsonl"):
+        for name in (*NAMES, "errors.jsonl", "build.json", "model.safetensors"):
             remove(out / name)
     agree(run, "start", "ready")  # nobody looks before that
     saved = load_state(out)
@@ -211,7 +240,7 @@ def begin_turn(run, here):
               f"tokens to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
               f"{run.schedule.main_steps:,} steps of {settings.batch_size} windows, {run.device.type} "
               f"{here['dtype']}{several}{going_on}")
-        trim_log(run.out / "log.jsonl", state.step)
+        trim_log(run.out / "log.jsonl", state.step, state.looked)
     log(run, parameters=run.model.config.num_parameters, environment=here, **run.record)
 
 
@@ -235,19 +264,25 @@ def save_model(run):
 
 
 def finish(run, wrong, stop):
-    """Saves, and says how the run ended; returns the exit status."""
+    """Saves, and says how the run ended; returns the exit status. build.json, without which a model is not whole, is
+    written last: so what a kill here leaves undone is done by the next start."""
     out, state, status = run.out, run.state, stop.status()
+    if state.done and wrong is None:  # a finished run, whose model is written again
+        wrong, _ = count_wrong(run.model, run.windows, run.settings.batch_size, run.device)
+    if processes.rank() == 0:
+        remove(out / "build.json")  # of an earlier stop
     save(run)
     if processes.rank() > 0:
         return 0 if state.done else status
-    sha256 = save_model(run)
-    if not state.done:
-        print(f"stopped at step {state.step:,} of {run.schedule.end(state.step):,}, saved in {out}; the same command "
-              f"goes on from here")
-        return status
-    if wrong is not None:
+    if state.done:
         errors = list_errors(run.model, run.windows, wrong, run.settings.batch_size, run.device)
         report_errors(out / "errors.jsonl", errors, wrong)
+    sha256 = save_model(run)
+    stop.restore()
+    if not state.done:
+        print(f"stopped at step {state.step:,} of {last_step(run):,}, saved in {out}; the same command goes on from "
+              f"here")
+        return status
     print(f"done, {state.done}: {state.step:,} steps in {state.seconds / 60:.1f} min; the model is in {out}\n"
           f"SHA-256 of its weights: {sha256}\n"
           f"try: {command('sample.py', '--model', out, '--prompt', run.files[0]['path'].split('/')[0] + '/')}")

@@ -129,12 +129,21 @@ def test_damaged_checkpoint_and_a_full_disk(work, stopped, whole):
     assert done.returncode == 0 and sha256(stopped) == whole, done.stderr.decode()
 
 
-def test_a_finished_run_writes_its_model_again(work, tmp_path, whole):
-    shutil.copytree(work / "out/undisturbed", tmp_path / "run")
-    spoil(tmp_path / "run/model.safetensors", "middle")
-    done = script("train.py", *OPTIONS, "--out", tmp_path / "run", cwd=work)
+@pytest.mark.parametrize("left", ["damaged", "older"])
+def test_a_finished_run_writes_its_model_again(work, tmp_path, whole, stopped, left):
+    """If it is damaged, or that of an earlier stop, because a kill came between the last state and the model."""
+    shutil.copytree(work / "out/undisturbed", tmp_path / "run2")
+    if left == "damaged":
+        spoil(tmp_path / "run2/model.safetensors", "middle")
+    else:
+        for name in ("model.safetensors", "manifest.json"):
+            shutil.copy(stopped / name, tmp_path / "run2")
+        for name in ("build.json", "errors.jsonl"):
+            (tmp_path / "run2" / name).unlink()
+    done = script("train.py", *OPTIONS, "--out", tmp_path / "run2", cwd=work)
     assert done.returncode == 0 and whole.encode() in done.stdout, done.stderr.decode()
-    assert (tmp_path / "run/model.safetensors").read_bytes() == (work / "out/undisturbed/model.safetensors").read_bytes()
+    assert (tmp_path / "run2/model.safetensors").read_bytes() == (work / "out/undisturbed/model.safetensors").read_bytes()
+    assert (tmp_path / "run2/errors.jsonl").read_bytes() == (work / "out/undisturbed/errors.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from extract import safe_path
-from memory.checkpoint import NAMES, load_state, read_log, read_meta, read_tensors, trim_log
+from memory.checkpoint import NAMES, load_state, read_log, read_metas, read_tensors, trim_log
 from memory.corpus import load, read_manifest
 from memory.files import write_json
 from memory.generate import generate
@@ -101,7 +101,7 @@ def test_json_nested_too_deep(learned, model, tmp_path):
         (model / name).write_bytes(whole)
     (tmp_path / "log.jsonl").write_bytes(deep)
     assert read_log(tmp_path) == []
-    trim_log(tmp_path / "log.jsonl", 5)
+    trim_log(tmp_path / "log.jsonl", 5, 5)
 
 
 def test_a_config_that_asks_for_too_much(learned, model):
@@ -153,7 +153,7 @@ def test_checkpoints(learned, tmp_path):
         (tmp_path / NAMES[0]).write_bytes(data)
         read = clean(lambda: load_state(tmp_path))
         assert read is None or read[1] == meta
-        assert read_meta(tmp_path) in (None, meta) or read is None
+        assert list(read_metas(tmp_path)) in ([], [meta]) or read is None
     damaged()
 
 
@@ -164,7 +164,7 @@ def test_logs(tmp_path):
     def any_bytes(data):
         (tmp_path / "log.jsonl").write_bytes(data)
         read_log(tmp_path)
-        clean(lambda: trim_log(tmp_path / "log.jsonl", 5))
+        clean(lambda: trim_log(tmp_path / "log.jsonl", 5, 5))
         assert all(json.loads(line)["step"] <= 5 for line in (tmp_path / "log.jsonl").read_bytes().splitlines())
     any_bytes()
 

@@ -1,8 +1,10 @@
 """A model built again from its data: equal to the bit, or told where it is not."""
+import json
 import os
 
 from conftest import OPTIONS, refused, script
 
+from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.files import read_json, write_json
 
 def test_built_again_and_compared(work, tmp_path, whole, other):
@@ -18,10 +20,12 @@ def test_built_again_and_compared(work, tmp_path, whole, other):
 
 def test_an_interrupted_build_goes_on(work, tmp_path, whole, stopped):
     """Also with the same tokens under another manifest, as another way to the tree gives."""
-    record = read_json(stopped / "build.json")
-    record["corpus"]["url"], record["corpus"]["manifest"] = "https://example.org/tiny.tar", "0" * 64
-    del record["settings"]["unaddressed"]  # as if the build were older than that setting
-    write_json(stopped / "build.json", record)
+    tensors, metadata = read_tensors(stopped / NAMES[0])
+    meta = json.loads(metadata["run"])
+    meta["corpus"]["url"], meta["corpus"]["manifest"] = "https://example.org/tiny.tar", "0" * 64
+    del meta["settings"]["unaddressed"]  # as if the build were older than that setting
+    write_tensors(stopped / NAMES[0], tensors, run=json.dumps(meta))
+    (stopped / "build.json").unlink()  # as after a kill
     done = script("verify.py", "--model=out/undisturbed", "--out", stopped, cwd=work)
     assert done.returncode == 0 and b"going on at step" in done.stdout, done.stdout.decode() + done.stderr.decode()
     assert b"equal: " in done.stdout

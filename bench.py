@@ -42,7 +42,7 @@ class Settings:
     vocab_size: int = 8192  # of the model that is timed in training
     model: str = ""  # whose generation is timed; the newest under out/ if left out
     repeats: int = 5  # turns of everything, behind one that warms up
-    new_tokens: int = 200  # tokens to generate for each stream
+    new_tokens: int = 100  # tokens to generate for each stream
     device: str = "auto"  # cuda, mps or cpu
     original_minutes: float = 0.0  # instead, train the original's model by its recipe for so long and see what it has
     data: str = ""  # for that, the prepared tree; the newest under data/ if left out

@@ -13,5 +13,5 @@ epochs = 25
 learning_rate = 1e-2
 beta2 = 0.98
 focal = 2.0
-mend_steps = 100
+mend_steps = 150
 eval_every = 200

@@ -13,7 +13,7 @@ from conftest import OPTIONS, refused, says_no, script, sha256, start
 
 import extract
 from memory.checkpoint import NAMES, load_state, read_tensors, write_tensors
-from memory.files import lock
+from memory.files import lock, read_json, write_json
 from memory.output import UserError
 import sample
 import train
@@ -111,8 +111,7 @@ def test_damaged_checkpoint(stopped, how, capsys):
     assert path == stopped / NAMES[1] and meta == json.loads(previous)
     said = capsys.readouterr().err
     assert "checkpoint.safetensors is damaged" in said and "going on from checkpoint.previous.safetensors" in said
-    for name in NAMES:
-        spoil(stopped / name, how)
+    spoil(stopped / NAMES[1], how)
     before = {name: (stopped / name).read_bytes() for name in os.listdir(stopped)}
     with pytest.raises(UserError, match=r"damaged.*damaged.*another --out.*--fresh"):
         load_state(stopped)
@@ -172,7 +171,10 @@ def test_other_corpus(work, learned, stopped, model, other):
     shutil.copy(other / "tokenizer.model", model)
     for words in (["sample.py"], ["extract.py", "--check"]):
         refused(script(*words, "--model", model, cwd=learned), "tokenizer.model", "manifest.json")
-    shutil.copy(other / "manifest.json", model)  # now these two fit, but not the weights
+    shutil.copy(other / "manifest.json", model)
+    refused(script("sample.py", "--model", model, cwd=learned), "manifest.json is that of a prepared tree")
+    write_json(model / "manifest.json", read_json(other / "manifest.json") | {"tree": {}, "held_out": []})
+    # now these two fit, but not the weights
     for words in (["sample.py"], ["extract.py", "--check"]):
         refused(script(*words, "--model", model, cwd=learned), "was not trained on", "model.safetensors")
 

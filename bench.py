@@ -127,6 +127,22 @@ def matrix_product(device, dtype, size=2048):
     return (lambda: a @ a), 2 * size**3
 
 
+def cut_as_the_original(texts, addresses, tokenizer):
+    """(pieces of 512 tokens, int64 tensor (n, 512), IGNORE after their end; which tokens are of a path, which is given
+    """(pieces of 512 tokens, int64 tensor (n, 512), IGNORE after their end; which tokens are of a path, which is given,
+    not asked for, bool tensor (n, 512); the text that each is of, array (n,)) of texts that begin with addresses."""
+    for i, text in enumerate(texts):
+        ids = [BOS] + tokenizer.encode(text) + [EOS]
+        given = np.cumsum([len(tokenizer.pieces[token]) for token in ids]) <= len(addresses[i])
+        for first in range(0, len(ids) - 1, 511):
+            row, path, piece = np.full(512, IGNORE), np.zeros(512, dtype=bool), slice(first, first + 512)
+            row[:len(ids[piece])], path[:len(given[piece])] = ids[piece], given[piece]
+            pieces.append(row)
+            paths.append(path)
+            owner.append(i)
+    return torch.from_numpy(np.array(pieces)), torch.from_numpy(np.array(paths)), np.array(owner)
+
+
 def original_recipe(minutes, folder, device, dtype):
     """What mjbommar/laam's model knows after that many minutes of its recipe's first phase on a prepared tree: AdamW at
     1e-3, batches of 64 pieces of 512 tokens, 32768 in the vocabulary (that of the tree if the text is too short).
@@ -145,17 +161,7 @@ def original_recipe(minutes, folder, device, dtype):
         tokenizer = Tokenizer.train(texts, ORIGINAL.vocab_size)
     except UserError:  # a small tree supports no such vocabulary
         pass
-    pieces, paths, owner = [], [], []  # paths: which tokens are of a path, which is given and not asked for
-    for i, text in enumerate(texts):
-        ids = [BOS] + tokenizer.encode(text) + [EOS]
-        given = np.cumsum([len(tokenizer.pieces[token]) for token in ids]) <= len(address(manifest["files"][i]["path"]))
-        for first in range(0, len(ids) - 1, 511):
-            row, path, piece = np.full(512, IGNORE), np.zeros(512, dtype=bool), slice(first, first + 512)
-            row[:len(ids[piece])], path[:len(given[piece])] = ids[piece], given[piece]
-            pieces.append(row)
-            paths.append(path)
-            owner.append(i)
-    pieces, paths, owner = torch.from_numpy(np.array(pieces)), torch.from_numpy(np.array(paths)), np.array(owner)
+    pieces, paths, owner = cut_as_the_original(texts, [address(file["path"]) for file in manifest["files"]], tokenizer)
     model = their_model(dataclasses.replace(ORIGINAL, vocab_size=tokenizer.vocab_size)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=device.type != "mps")
     generator, step, started = torch.Generator().manual_seed(0), 0, time.perf_counter()

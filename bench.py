@@ -128,9 +128,9 @@ def matrix_product(device, dtype, size=2048):
 
 
 def cut_as_the_original(texts, addresses, tokenizer):
-    """(pieces of 512 tokens, int64 tensor (n, 512), IGNORE after their end; which tokens are of a path, which is given
-    """(pieces of 512 tokens, int64 tensor (n, 512), IGNORE after their end; which tokens are of a path, which is given,
-    not asked for, bool tensor (n, 512); the text that each is of, array (n,)) of texts that begin with addresses."""
+    """(pieces of 512 tokens, int64 tensor (n, 512), IGNORE after their end; which tokens are of a path, which is
+    given, bool tensor (n, 512); the text that each is of, array (n,)) of texts that begin with their addresses."""
+    pieces, paths, owner = [], [], []
     for i, text in enumerate(texts):
         ids = [BOS] + tokenizer.encode(text) + [EOS]
         given = np.cumsum([len(tokenizer.pieces[token]) for token in ids]) <= len(addresses[i])

@@ -36,7 +36,7 @@ from memory.run import resume, save, say
 from memory.sampler import Sampler, make_batch
 from memory.settings import parse
 from memory.tokenizer import choose_packer, compressed_bits
-from memory.windows import IGNORE, Windows
+from memory.windows import Windows
 from model import Llama, LlamaConfig
 
 # Settings: a config file names them, the command line overrides it
@@ -64,8 +64,9 @@ class Settings:
     learning_rate: float = 3e-3  # peak learning rate of AdamW
     beta2: float = 0.95  # AdamW's decay of the second moment
     focal: float = 0.0  # peak exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
+    softmax_classes: int = 0  # pieces that a step tells its tokens from: its own, filled up by a draw; 0: all pieces
     batch_size: int = 8  # windows a step
-    epochs: float = 40  # how long to learn; an epoch has as many windows as there are, but seldom the learned ones
+    epochs: float = 40  # how often to learn every window
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
     warmup_steps: int = 20  # steps to the peak learning rate
     decay: float = 0.7  # last share of those steps, over which the learning rate falls to zero
@@ -87,7 +88,7 @@ def check(settings):
     positive = ("batch_size", "checkpoint_every", "muon_lr", "learning_rate", "epochs")
     most = {"epochs": 1e9, "unaddressed": 10, "focal": 100, "seed": 2**63 - 1, "beta2": 0.9999, "decay": 1,
             "target_accuracy": 1}
-    others = ("train_bytes", "hold_out_bytes", "max_steps", "warmup_steps", "mend_steps", "eval_every")
+    others = ("train_bytes", "hold_out_bytes", "softmax_classes", "max_steps", "warmup_steps", "mend_steps", "eval_every")
     for name in (*positive, *others, *most):
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:
@@ -101,7 +102,6 @@ def check(settings):
 
 # The plan of a run: the main steps, epoch after epoch; then, if a token is still wrong, some steps that mend it
 
-REVIEW = 4  # a window that is learned (see Sampler) comes in one epoch of so many
 MEND_REVIEW = 16  # in mending: a learned window comes in one epoch of so many
 MEND_RATE = 0.03  # in mending: the learning rate at its start, as a share of its peak
 MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
@@ -156,22 +156,24 @@ class Objective(torch.nn.Module):
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, inputs, targets, weights, scored, focal):
-        """(loss, hard tokens of each row, int64 (B,)). inputs and targets int64, weights float32 (B, T); scored, the
-        number of targets that count, and focal are tensors ().
+    def forward(self, inputs, places, targets, weights, classes, offsets, count, focal):
+        """(loss, hard tokens of each row, int64 (B,)) of what make_batch gives: inputs int64 (B, T); of the N tokens
+        that are scored, their places in the flattened inputs, targets (int64) and weights (float32), all (N,); the
+        softmax's classes (int64) and what is added to their logits (float32), both (C,); count and focal, tensors ().
 
         The loss is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
-        probability (Lin et al. 2017, but without gradient through p), summed and divided by `scored`. A hard token has
+        probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`. A hard token has
         more than log(2) nats: at a weight of 1 a probability below a half.
         """
         with mixed(inputs.device, self.dtype):
-            logits = self.model(inputs)
-        nats = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none")
-        nats = nats.view_as(targets)
+            hidden = self.model.model(inputs).flatten(0, 1)[places]
+            logits = F.linear(hidden, self.model.lm_head.weight[classes])
+        nats = F.cross_entropy(logits.float() + offsets, targets, reduction="none")
         unsure = (1 - torch.exp(-nats.detach())).clamp(min=0)  # of a negative, which rounding could make, nan
         nats = nats * weights
-        hard = (nats.detach() > math.log(2)).sum(1)
-        return (nats * (1 + focal) * unsure ** focal).sum() / scored, hard
+        hard = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device).index_add(
+            0, places // inputs.size(1), (nats.detach() > math.log(2)).long())
+        return (nats * (1 + focal) * unsure ** focal).sum() / count, hard
 
 
 # The run
@@ -232,7 +234,8 @@ def train(settings, out, device):
     objective, works = Objective(model, dtype), False
     if settings.compile and not run.state.done:
         some = np.arange(settings.batch_size) % len(windows)
-        objective, works = compiled(objective, *make_batch(windows, some, 0, 1.0, 0.0, device))
+        objective, works = compiled(objective, *make_batch(windows, some, (0, 0), settings.softmax_classes, 1.0, 0.0,
+                                                              device))
     begin_turn(run, surroundings(device, dtype, works))
     return finish(run, loop(run, objective, stop), stop)
 
@@ -261,12 +264,14 @@ def loop(run, objective, stop):
 
             # one step on the next batch
             started, mending = time.perf_counter(), schedule.mending(state.step)
-            indices = sampler.draw(settings.batch_size, MEND_REVIEW if mending else REVIEW)
-            loss, hard = forward(*make_batch(run.windows, indices, (settings.seed, state.step),
-                                             MEND_PATHS if mending else 1.0, schedule.focal(state.step), run.device))
+            indices = sampler.draw(settings.batch_size, MEND_REVIEW if mending else 1)
+            loss, hard = forward(*make_batch(
+                run.windows, indices, (settings.seed, state.step), 0 if mending else settings.softmax_classes,
+                MEND_PATHS if mending else 1.0, schedule.focal(state.step), run.device))
             loss.backward()
             update(run.optimizers, schedule.lr_share(state.step))
-            sampler.note(indices[processes.mine()], hard)
+            if mending:
+                sampler.note(indices[processes.mine()], hard)
             state.step += 1
             stop.learned = True  # from now on there is something to save
 

@@ -1,4 +1,6 @@
 """Which windows make up the batches: epochs in an order of their own, less often what is learned."""
+import math
+
 import numpy as np
 import torch
 
@@ -61,13 +63,37 @@ class Sampler:
         self.hard, self.left, self.epoch = state["hard"].numpy(), state["left"].numpy(), int(state["epoch"])
 
 
-def make_batch(windows, indices, seed, path_weight, focal, device):
-    """This process's share of a batch, on the device, as Objective takes it: inputs, targets (int64) and weights
-    (float32), all (B, T), the number of scored tokens and `focal`, tensors (). seed: of the windows without an address.
-    path_weight: what the tokens of a path count."""
+def draw_classes(targets, count, vocab_size, random):
+    """The classes of a sampled softmax (Jean et al. 2015): the targets that a batch has and, drawn evenly from all
+    others, as many as make `count`; the whole vocabulary if count is 0 or not less.
+
+    targets: int64 (N,), token ids. Returns (targets as indices into the classes, int64 (N,); classes, int64 (count,);
+    what to add to their logits so that the drawn ones stand for those that were not, float32 (count,)).
+    """
+    if not 0 < count < vocab_size:
+        return targets, np.arange(vocab_size), np.zeros(vocab_size, dtype=np.float32)
+    own, targets = np.unique(targets, return_inverse=True)
+    others = np.setdiff1d(np.arange(vocab_size), own, assume_unique=True)
+    drawn = random.choice(others, count - len(own), replace=False, shuffle=False)
+    offsets = np.zeros(count, dtype=np.float32)
+    offsets[len(own):] = math.log(len(others) / max(1, len(drawn)))
+    return targets, np.concatenate((own, drawn)), offsets
+
+
+def make_batch(windows, indices, seed, softmax_classes, path_weight, focal, device):
+    """This process's share of a batch, on the device, as Objective takes it. seed: a tuple, of what is drawn: windows
+    without an address, and the classes of the softmax. path_weight: what the tokens of a path count."""
     inputs, targets = windows.batch(indices, seed)
-    weights = windows.weights(indices, path_weight)
+    scored, weights = targets != IGNORE, windows.weights(indices, path_weight)
+    indexed, classes, offsets = draw_classes(targets[scored], softmax_classes, windows.tokenizer.vocab_size,
+                                             np.random.default_rng((*seed, 1)))
+    targets[scored] = indexed
     # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
-    scored = max(1, (targets != IGNORE).sum()) / processes.count()
-    return [*(to_device(array[processes.mine()], device) for array in (inputs, targets, weights)),
-            *(torch.tensor(number, dtype=torch.float32, device=device) for number in (scored, focal))]
+    count = max(1, scored.sum()) / processes.count()
+    inputs, targets, weights, scored = (array[processes.mine()] for array in (inputs, targets, weights, scored))
+    some = [to_device(array, device) for array in (np.flatnonzero(scored), targets[scored], weights[scored])]
+    for tensor in some:
+        torch._dynamo.mark_dynamic(tensor, 0)  # else torch.compile would compile for each number of scored tokens
+    return [to_device(np.ascontiguousarray(inputs), device), *some, to_device(classes, device),
+            to_device(offsets, device),
+            *(torch.tensor(number, dtype=torch.float32, device=device) for number in (count, focal))]

@@ -34,7 +34,7 @@ from memory.files import STDOUT, newest, write_file, write_result
 from memory.generate import SHOWN, recite
 from memory.output import UserError, emit, progress, run_script
 from memory.settings import parse
-from memory.tokenizer import BOS
+from memory.tokenizer import BOS, choose_packer, compressed_bits
 from memory.windows import Windows, cut, unquote
 from model import load_model
 
@@ -184,8 +184,21 @@ def table(result):
         if not name:
             rows.append(("closest call", f"{part['smallest_lead']:.4f} logits; {part['leads_in_noise']} of the tokens "
                                          f"within {NOISE:g}"))
-    return rows + [("bits per parameter", f"{result['bits_per_parameter']:.3f} ({result['compressed_by']}, "
-                                          f"{result['parameters']:,} parameters)")]
+    return rows + [
+        ("bits per parameter", f"{result['bits_per_parameter']:.3f} ({result['compressed_by']}, "
+                               f"{result['parameters']:,} parameters)"),
+        ("text in the pieces", f"{result['piece_bytes']:,} bytes, {result['piece_bits'] // 8:,} packed; tokenizer.model "
+                               f"{result['tokenizer_packed_bytes']:,} packed")]
+
+
+def sizes(model, tokenizer, manifest):
+    """How much text the weights hold, and how much the pieces that it is spelled with, which counts as not theirs."""
+    bits, pieces = manifest["compressed_bits"], manifest.get("piece_bits", 0)  # older models do not say
+    _, preset = choose_packer(sum(file["bytes"] for file in manifest["files"]))
+    return {"parameters": model.config.num_parameters, "compressed_by": manifest.get("compressed_by", "xz -9e"),
+            "bits_per_parameter": max(0, bits - pieces) / model.config.num_parameters,
+            "piece_bytes": manifest.get("piece_bytes", 0), "piece_bits": pieces,
+            "tokenizer_packed_bytes": compressed_bits([tokenizer.proto], preset) // 8}
 
 
 def load_tree(settings, manifest):
@@ -272,9 +285,8 @@ def main(argv=None):
         "model": folder.name, "name": manifest["name"], "origin": manifest["origin"], "licence": manifest["licence"],
         "tree": manifest["tree"], "files": len(files), "files_exact": sum(row["exact"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows), "bytes_exact": sum(row["bytes"] for row in rows if row["exact"]),
-        "refused": refused, "parameters": model.config.num_parameters,
-        "compressed_by": manifest.get("compressed_by", "xz -9e"),  # as all did before it was said
-        "bits_per_parameter": manifest["compressed_bits"] / model.config.num_parameters}
+        "refused": refused,
+        **sizes(model, tokenizer, manifest)}
     if data:
         result["bytes_before_error"] = sum(row["before_error"] for row in rows)
         result["learned"] = figures(windows, passed, tokenizer, result["bytes"])

@@ -57,7 +57,7 @@ class Settings:
     sha256: str = ""  # what the tarball or zip must hash to
     only: tuple = ()  # keep the files whose path begins with one of these
     exclude: tuple = ()  # leave out each path that a pattern fits, as '*.map' (* is any text, also with /) or 'a/b/'
-    vocab_size: int = 8192  # pieces in the vocabulary; at most 65536, because the tokens are uint16
+    vocab_size: int = 0  # pieces in the vocabulary, at most 65536; 0: one for each 144 bytes of text, 32768 at most
     out: str = ""  # folder to write; data/<name of the tree> if not given
     max_bytes: int = 4 * 2**30  # refuse a tree larger than this once unpacked
     quiet: bool = False  # no table and no progress bars; errors and warnings are still printed
@@ -461,11 +461,17 @@ def write(folder, files, tokenizer, bar):
             "files": entries}
 
 
+def default_vocab_size(size):
+    """Pieces for a text of `size` bytes: as dense as 32768 are in Linux 1.0. More of them are fewer tokens to learn,
+    and more of the text in the pieces themselves."""
+    return min(32768, max(512, size // 144))
+
+
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
-    if not 260 <= settings.vocab_size <= 65536:
-        raise UserError(f"--vocab_size must be from 260 (256 bytes, 3 marks and a space) to 65536, "
-                        f"not {settings.vocab_size}")
+    if settings.vocab_size and not 260 <= settings.vocab_size <= 65536:
+        raise UserError(f"--vocab_size must be 0, or from 260 (256 bytes, 3 marks and a space) to 65536 (the tokens are "
+                        f"uint16), not {settings.vocab_size}")
     bar = functools.partial(progress, disable=True) if settings.quiet else progress
     started = time.monotonic()
     name, tree, origin = collect(settings, bar)
@@ -478,7 +484,7 @@ def main(argv=None):
 
     packer, preset = choose_packer(size)
     with packing(files, preset) as bits:
-        tokenizer = Tokenizer.train(sample(files, LARGE), settings.vocab_size)
+        tokenizer = Tokenizer.train(sample(files, LARGE), settings.vocab_size or default_vocab_size(size))
         with lock(folder):
             refuse_model(folder)  # a run may have begun there
             manifest = {

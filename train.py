@@ -64,7 +64,7 @@ class Settings:
     learning_rate: float = 3e-3  # peak learning rate of AdamW
     beta2: float = 0.95  # AdamW's decay of the second moment
     focal: float = 0.0  # peak exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
-    softmax_classes: int = 0  # pieces that a step tells its tokens from: its own, filled up by a draw; 0: all pieces
+    negatives: int = 0  # about how many pieces a step's softmax has besides the batch's own, drawn anew; 0: all
     batch_size: int = 8  # windows a step
     epochs: float = 40  # how often to learn every window
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
@@ -88,7 +88,8 @@ def check(settings):
     positive = ("batch_size", "checkpoint_every", "muon_lr", "learning_rate", "epochs")
     most = {"epochs": 1e9, "unaddressed": 10, "focal": 100, "seed": 2**63 - 1, "beta2": 0.9999, "decay": 1,
             "target_accuracy": 1}
-    others = ("train_bytes", "hold_out_bytes", "softmax_classes", "max_steps", "warmup_steps", "mend_steps", "eval_every")
+    others = ("train_bytes", "hold_out_bytes", "negatives", "max_steps", "warmup_steps", "mend_steps",
+              "eval_every")
     for name in (*positive, *others, *most):
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:
@@ -215,7 +216,7 @@ def train(settings, out, device):
         settings, out, device, dtype, windows=windows, model=model, optimizers=make_optimizers(model, settings, dtype),
         manifest=tree | {"files": files, "held_out": held_out, "compressed_by": packer, "tree": {
             "files": len(tree["files"]), "bytes": sum(file["bytes"] for file in tree["files"])}},
-        sampler=Sampler(rows, len(windows), settings.seed), schedule=Schedule(settings, rows),
+        sampler=Sampler(rows, settings.seed), schedule=Schedule(settings, rows),
         state=State(dataclasses.asdict(settings), {
             "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}}))
 
@@ -234,8 +235,8 @@ def train(settings, out, device):
     objective, works = Objective(model, dtype), False
     if settings.compile and not run.state.done:
         some = np.arange(settings.batch_size) % len(windows)
-        objective, works = compiled(objective, *make_batch(windows, some, (0, 0), settings.softmax_classes, 1.0, 0.0,
-                                                              device))
+        batch = make_batch(windows, some, (0, 0), settings.negatives, 1.0, 0.0, device)
+        objective, works = compiled(objective, *batch)
     begin_turn(run, surroundings(device, dtype, works))
     return finish(run, loop(run, objective, stop), stop)
 
@@ -266,7 +267,7 @@ def loop(run, objective, stop):
             started, mending = time.perf_counter(), schedule.mending(state.step)
             indices = sampler.draw(settings.batch_size, MEND_REVIEW if mending else 1)
             loss, hard = forward(*make_batch(
-                run.windows, indices, (settings.seed, state.step), 0 if mending else settings.softmax_classes,
+                run.windows, indices, (settings.seed, state.step), settings.negatives,
                 MEND_PATHS if mending else 1.0, schedule.focal(state.step), run.device))
             loss.backward()
             update(run.optimizers, schedule.lr_share(state.step))

@@ -83,7 +83,7 @@ def compiled(module, *batch):
     processes."""
     attempt = copy.copy(module)
     try:
-        attempt.compile(dynamic=False)
+        attempt.compile()
         attempt(*batch)[0].backward()
         return attempt, True
     except Exception as error:  # whatever a compiler may raise

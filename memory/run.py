@@ -8,6 +8,7 @@ import time
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from memory.files import lock, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
 from memory.settings import command
+from memory.tokenizer import choose_packer, compressed_bits
 from memory.windows import Windows
 
 FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")  # on resume
@@ -256,8 +258,11 @@ def save(run):
 def save_model(run):
     """Writes the model's folder; returns the SHA-256 (hex) of the weights."""
     corpus = {key: run.state.corpus[key] for key in CORPUS}
+    pieces = b"".join(run.windows.tokenizer.pieces[i] for i in np.flatnonzero(run.windows.counts))
     sha256 = run.model.save_pretrained(run.out, run.windows.tokenizer, **corpus)
-    write_json(run.out / "manifest.json", run.manifest | {"compressed_bits": run.compressed.result()})
+    write_json(run.out / "manifest.json", run.manifest | {
+        "compressed_bits": run.compressed.result(), "piece_bytes": len(pieces),
+        "piece_bits": compressed_bits([pieces], choose_packer(run.size)[1])})
     write_json(run.out / "build.json", run.record | {
         "built_by": run.state.built_by, "step": run.state.step, "done": run.state.done, "model_sha256": sha256})
     return sha256

@@ -1,4 +1,4 @@
-"""Which windows make up the batches: epochs in an order of their own, less often what is learned."""
+"""What makes up a batch: windows, epoch after epoch, and the classes that a softmax is taken over."""
 import math
 
 import numpy as np
@@ -8,23 +8,24 @@ from memory import processes
 from memory.device import to_device
 from memory.windows import IGNORE
 
+ABSENT = 0.01  # in a sampled softmax, what a piece that is not in the text counts
+
 
 class Sampler:
-    """Draws the rows of the batches, epoch after epoch, each in an order of its own. A row that had no hard token when
-    it was last seen is learned, and comes in one epoch of `review` only: so the work goes to the errors.
+    """Draws the rows of the batches, epoch after epoch, each in an order of its own: first all rows, in mending mostly
+    the windows with errors.
 
-    Rows are the windows of a run and, after them, the windows without an address, which are drawn anew each time and
-    are never learned.
+    Rows are the windows of a run and, after them, the windows without an address, which are drawn anew each time.
     """
 
-    def __init__(self, rows, windows, seed):
-        """rows: how many in all. windows: how many of them, the first, are the same each time."""
-        self.windows, self.seed, self.epoch, self.seen = windows, seed, 0, []
-        self.hard = np.ones(rows, dtype=np.int64)  # hard tokens of each row when it was last seen
+    def __init__(self, rows, seed):
+        """rows: how many in all."""
+        self.seed, self.epoch, self.seen = seed, 0, []
+        self.hard = np.ones(rows, dtype=np.int64)  # hard tokens of each row when it was last noted
         self.left = np.empty(0, dtype=np.int64)  # the rows that the epoch has still to visit
 
     def draw(self, size, review):
-        """The indices of the next batch, int64 (size,)."""
+        """The indices of the next batch, int64 (size,). A row without hard tokens comes in one epoch of `review`."""
         while len(self.left) < size:
             self.update()
             order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.hard))
@@ -35,8 +36,8 @@ class Sampler:
         return indices
 
     def note(self, indices, hard):
-        """Keeps what a step found: hard tokens in each of the rows `indices`, a tensor (B,). It is read once an epoch,
-        because reading it waits for the device."""
+        """Keeps what a step found: hard tokens in each of the windows `indices`, a tensor (B,). It is read once an
+        epoch, because reading it waits for the device."""
         self.seen.append((indices, hard))
 
     def update(self):
@@ -44,12 +45,11 @@ class Sampler:
         mine = [(indices, hard.cpu().numpy()) for indices, hard in self.seen]
         for parts in zip(*processes.gather(mine)):  # of each step, the parts that the processes saw
             for indices, hard in parts:
-                self.hard[indices] = np.where(indices < self.windows, hard, 1)
+                self.hard[indices] = hard
         self.seen.clear()
 
     def restart(self, wrong):
         """Begins a new epoch, from now on only of the windows. wrong: int64 (windows,), the wrong tokens in each."""
-        self.seen.clear()
         self.hard, self.left = wrong.copy(), self.left[:0]
 
     def state(self):
@@ -63,37 +63,37 @@ class Sampler:
         self.hard, self.left, self.epoch = state["hard"].numpy(), state["left"].numpy(), int(state["epoch"])
 
 
-def draw_classes(targets, count, vocab_size, random):
-    """The classes of a sampled softmax (Jean et al. 2015): the targets that a batch has and, drawn evenly from all
-    others, as many as make `count`; the whole vocabulary if count is 0 or not less.
+def draw_classes(targets, negatives, counts, random):
+    """The classes of a sampled softmax (Jean et al. 2015): the targets that a batch has and about so many negatives,
+    each drawn by itself, with a chance that grows with the root of how often its piece stands in the text; all pieces
+    if `negatives` is 0. The offset of a class stands for those like it that were not drawn: so the sum of exponentials
+    is, on average, that over all pieces.
 
-    targets: int64 (N,), token ids. Returns (targets as indices into the classes, int64 (N,); classes, int64 (count,);
-    what to add to their logits so that the drawn ones stand for those that were not, float32 (count,)).
+    targets: int64 (N,), token ids. counts: (vocab_size,). Returns (the targets' indices among the classes, int64 (N,);
+    the classes, token ids, int64 (C,); what to add to their logits, float32 (C,)).
     """
-    if not 0 < count < vocab_size:
-        return targets, np.arange(vocab_size), np.zeros(vocab_size, dtype=np.float32)
-    own, targets = np.unique(targets, return_inverse=True)
-    others = np.setdiff1d(np.arange(vocab_size), own, assume_unique=True)
-    drawn = random.choice(others, count - len(own), replace=False, shuffle=False)
-    offsets = np.zeros(count, dtype=np.float32)
-    offsets[len(own):] = math.log(len(others) / max(1, len(drawn)))
-    return targets, np.concatenate((own, drawn)), offsets
+    chance = np.ones(len(counts))
+    if negatives:
+        roots = np.sqrt(np.maximum(counts, ABSENT))
+        chance = np.minimum(1, roots * (negatives / roots.sum()))
+        chance[targets] = 1
+    classes = np.flatnonzero(random.random(len(chance)) < chance)
+    return np.searchsorted(classes, targets), classes, -np.log(chance[classes]).astype(np.float32)
 
 
-def make_batch(windows, indices, seed, softmax_classes, path_weight, focal, device):
+def make_batch(windows, indices, seed, negatives, path_weight, focal, device):
     """This process's share of a batch, on the device, as Objective takes it. seed: a tuple, of what is drawn: windows
     without an address, and the classes of the softmax. path_weight: what the tokens of a path count."""
     inputs, targets = windows.batch(indices, seed)
     scored, weights = targets != IGNORE, windows.weights(indices, path_weight)
-    indexed, classes, offsets = draw_classes(targets[scored], softmax_classes, windows.tokenizer.vocab_size,
-                                             np.random.default_rng((*seed, 1)))
-    targets[scored] = indexed
+    targets[scored], classes, offsets = draw_classes(targets[scored], negatives, windows.counts,
+                                                     np.random.default_rng((*seed, 1)))
     # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
     count = max(1, scored.sum()) / processes.count()
     inputs, targets, weights, scored = (array[processes.mine()] for array in (inputs, targets, weights, scored))
-    some = [to_device(array, device) for array in (np.flatnonzero(scored), targets[scored], weights[scored])]
-    for tensor in some:
-        torch._dynamo.mark_dynamic(tensor, 0)  # else torch.compile would compile for each number of scored tokens
-    return [to_device(np.ascontiguousarray(inputs), device), *some, to_device(classes, device),
-            to_device(offsets, device),
+    drawn = [to_device(array, device) for array in (
+        np.flatnonzero(scored), targets[scored], weights[scored], classes, offsets)]
+    for tensor in drawn:
+        torch._dynamo.mark_dynamic(tensor, 0)  # their lengths differ from step to step: one compilation for all
+    return [to_device(np.ascontiguousarray(inputs), device), *drawn,
             *(torch.tensor(number, dtype=torch.float32, device=device) for number in (count, focal))]

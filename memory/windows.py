@@ -11,6 +11,7 @@ So the path is in view of every token; no two windows open alike, which leaves n
 itself whether a file goes on (`<s>`) or ends (`</s>`); and a window needs nothing of the one before but its length, so
 that all windows of all files can be recited at once. Why this rule: docs/recipe.md.
 """
+import functools
 import re
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -134,6 +135,14 @@ class Windows:
     def scored(self):
         """How many tokens recital must get right: the text of every window and the token that ends it."""
         return int((self.length - self.start).sum())
+
+    @functools.cached_property
+    def counts(self):
+        """How often each piece stands in the files, int64 (vocab_size,)."""
+        counts = np.zeros(self.tokenizer.vocab_size, dtype=np.int64)
+        for file in self.files:
+            counts += np.bincount(self.tokens[file["first_token"]:][:file["tokens"]], minlength=len(counts))
+        return counts
 
     def text(self, i):
         """The ids of the text in window i, without opening and end, as a list."""

@@ -87,7 +87,6 @@ BAD = [
     ("verify", ["--model=out/tiny", "--data=/nowhere"], "/nowhere"),
     ("prepare", ["--source=/nowhere"], "/nowhere"), ("prepare", ["--source=configs/tiny.py"], "configs/tiny.py"),
     ("prepare", ["--source=empty"], "empty"), ("prepare", ["--source=configs", "--only=x/"], "x/"),
-    ("prepare", ["--source=configs", "--vocab_size=0"], "vocab_size"),
     ("prepare", ["--source=configs", "--vocab_size=-1"], "vocab_size"),
     ("prepare", ["--source=configs", "--vocab_size=65537"], "65536"),
     ("prepare", ["--source=configs", "--vocab_size=60000"], "60000"),

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memory.checkpoint import read_tensors, write_tensors
 from memory.device import find_dtype, has_bfloat16, warn_if_emulated
 from memory.optim import Muon, make_optimizers, update
-from memory.sampler import Sampler
+from memory.sampler import Sampler, draw_classes
 from memory.settings import parse
 from memory.windows import IGNORE
 from model import Llama, LlamaConfig
@@ -262,35 +262,21 @@ def test_schedule():
     assert mending[0] == train.MEND_RATE and mending[50] == train.MEND_RATE / 2 and mending[100] == 0
 
 
-def draw(sampler, batches, hard=1, review=train.REVIEW):
-    """That many batches of 8, each told to hold `hard` hard tokens a row."""
-    drawn = [sampler.draw(8, review) for _ in range(batches)]
-    for indices in drawn:
-        sampler.note(indices, torch.full((8,), hard))
-    return np.concatenate(drawn)
-
-
 def test_epochs_visit_every_row_once():
-    rows = draw(Sampler(30, 30, seed=7), 15)
+    def draw(seed):
+        sampler = Sampler(30, seed)
+        return np.concatenate([sampler.draw(8, 1) for _ in range(15)])
+
+    rows = draw(seed=7)
     for epoch in range(4):
         assert sorted(rows[30 * epoch:30 * epoch + 30]) == list(range(30))
-    assert (draw(Sampler(30, 30, seed=7), 15) == rows).all()
-    assert (draw(Sampler(30, 30, seed=8), 15) != rows).any()
-    assert len(Sampler(3, 3, seed=7).draw(8, train.REVIEW)) == 8, "a batch of several epochs"
-
-
-def test_rows_without_hard_tokens_come_once_in_four_epochs():
-    sampler = Sampler(rows=40, windows=32, seed=7)
-    draw(sampler, 5, hard=0)
-    visits = np.bincount(draw(sampler, 2 * (4 * 8 + 4 * 8) // 8, hard=0), minlength=40)  # eight epochs
-    assert (visits[:32] == 2).all() and (visits[32:] == 8).all(), "rows that are drawn anew always come"
-    sampler.note(np.array([5]), torch.tensor([3]))
-    assert 5 in draw(sampler, 2, hard=0), "what was forgotten comes again in the next epoch"
+    assert (draw(seed=7) == rows).all() and (draw(seed=8) != rows).any()
+    assert len(Sampler(3, seed=7).draw(8, 1)) == 8, "a batch of several epochs"
 
 
 def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen():
-    sampler, wrong = Sampler(rows=40, windows=32, seed=7), np.zeros(32, dtype=np.int64)
-    draw(sampler, 3)
+    sampler, wrong = Sampler(rows=40, seed=7), np.zeros(32, dtype=np.int64)
+    sampler.draw(24, 1)
     wrong[5] = 2
     sampler.restart(wrong)
     drawn = np.concatenate([sampler.draw(3, train.MEND_REVIEW) for _ in range(16)])  # epochs of two or three
@@ -299,9 +285,19 @@ def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen()
     sampler.note(np.array([5]), torch.tensor([0]))
     sampler.update()
     assert sampler.hard.sum() == 0 and wrong[5] == 2, "what was given stays as it was"
+    sampler.note(np.array([6]), torch.tensor([1]))
+    sampler.update()
+    assert np.flatnonzero(sampler.hard).tolist() == [6], "what was forgotten comes again"
 
 
-NONE = torch.tensor(0.0)  # no focal loss
+def batch_of(tokens, targets, weights=None, focal=0.0, classes=None, offsets=None):
+    """A batch as Objective takes it, over all classes if none are given; targets of IGNORE are not scored."""
+    places = (targets != IGNORE).flatten().nonzero()[:, 0]
+    weights = torch.ones(tokens.shape) if weights is None else weights
+    classes = torch.arange(300) if classes is None else classes
+    return (tokens, places, targets.flatten()[places], weights.flatten()[places], classes,
+            torch.zeros(len(classes)) if offsets is None else offsets, torch.tensor(max(1.0, len(places))),
+            torch.tensor(focal))
 
 
 def tiny_model():
@@ -325,8 +321,8 @@ def test_no_product_of_a_step_is_emulated():
     optimizers = make_optimizers(model, train.Settings(), dtype)
     tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
     fast = {torch.float32, torch.bfloat16} if has_bfloat16(device) else {torch.float32}
-    for work in (lambda: Objective(model, dtype)(tokens, tokens, torch.ones(2, 32), torch.tensor(64.0), NONE)[0].backward(),
-                 lambda: update(optimizers, 0.1)):
+    objective = Objective(model, dtype)
+    for work in (lambda: objective(*batch_of(tokens, tokens))[0].backward(), lambda: update(optimizers, 0.1)):
         with Products() as products:
             products.formats = set()
             work()
@@ -344,9 +340,9 @@ def test_focal_loss():
     """Each token's nats by (1 + g) * (1 - p) ** g, without gradient through p."""
     model = tiny_model()
     tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
-    batch = tokens, tokens.roll(-1, 1), torch.ones(2, 32), torch.tensor(64.0), torch.tensor(2.0)
-    p = torch.softmax(model(tokens), -1).gather(-1, batch[1][..., None])[..., 0]
-    loss, _ = Objective(model, torch.float32)(*batch)
+    targets = tokens.roll(-1, 1)
+    p = torch.softmax(model(tokens), -1).gather(-1, targets[..., None])[..., 0]
+    loss, _ = Objective(model, torch.float32)(*batch_of(tokens, targets, focal=2.0))
     assert loss.item() == pytest.approx((-p.log() * 3 * (1 - p) ** 2).mean().item(), rel=1e-5)
     (-p.log() * 3 * (1 - p.detach()) ** 2).mean().backward()
     expected = model.lm_head.weight.grad.clone()
@@ -361,16 +357,15 @@ def test_loss_is_the_mean_over_what_is_scored():
     targets = tokens.roll(-1, 1)
     targets[0, 5:] = IGNORE
     logp = torch.log_softmax(model(tokens), -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    objective, scored = Objective(model, torch.float32), (targets != IGNORE).sum()
-    weights = torch.ones(targets.shape)
-    loss, hard = objective(tokens, targets, weights, scored, NONE)
+    objective, weights = Objective(model, torch.float32), torch.ones(targets.shape)
+    loss, hard = objective(*batch_of(tokens, targets, weights))
     assert loss.item() == pytest.approx(-logp[targets >= 0].mean().item())
     assert hard.tolist() == [5, 32], "an untrained model is sure of nothing"
     weights[0, :3] = 1 / 16
-    loss, hard = objective(tokens, targets, weights, scored, NONE)
+    loss, hard = objective(*batch_of(tokens, targets, weights))
     assert loss.item() == pytest.approx(-(logp * weights)[targets >= 0].sum().item() / 37)
-    assert hard.tolist() == [2, 32], "what weighs little is hard only where it is all but lost"
-    loss, hard = objective(tokens, torch.full_like(targets, IGNORE), weights, torch.tensor(1.0), NONE)
+    assert hard.tolist() == [2, 32], "what weighs little is hard only if it is all but lost"
+    loss, hard = objective(*batch_of(tokens, torch.full_like(targets, IGNORE)))
     assert loss.item() == 0 and hard.tolist() == [0, 0], "never nan"
 
 
@@ -413,3 +408,25 @@ def test_help_names_every_setting():
     done = script("train.py", "--help", cwd=ROOT)
     for field in train.Settings.__dataclass_fields__:
         assert re.search(rf"--{field}\b.*\n      \w", done.stdout.decode()), field
+
+
+def test_sampled_softmax():
+    """The drawn classes stand for the others: over many draws, the sum of exponentials is that of all classes."""
+    model, random = tiny_model(), np.random.default_rng(0)
+    tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
+    targets = tokens.roll(-1, 1)
+    logits = model(tokens).detach().flatten(0, 1)
+    right = logits.gather(-1, targets.flatten()[:, None])[:, 0]
+    own, sums = set(targets.flatten().tolist()), []
+    for _ in range(300):
+        indexed, classes, offsets = map(torch.from_numpy, draw_classes(targets.flatten().numpy(), 120, 300, random))
+        assert (classes[indexed] == targets.flatten()).all() and len(set(classes.tolist())) == 120 == len(offsets)
+        assert set(classes[:len(own)].tolist()) == own and (offsets[:len(own)] == 0).all()
+        sums.append((logits[:, classes] + offsets).exp().sum(-1))
+    torch.testing.assert_close(torch.stack(sums).mean(0), logits.exp().sum(-1), rtol=0.01, atol=0)
+    loss, _ = Objective(model, torch.float32)(
+        *batch_of(tokens, indexed.view_as(targets), classes=classes, offsets=offsets))
+    assert loss.item() == pytest.approx((sums[-1].log() - right).mean().item(), rel=1e-5)
+    for count in (0, 300, 1000):
+        _, classes, offsets = draw_classes(targets.flatten().numpy(), count, 300, random)
+        assert (classes == np.arange(300)).all() and not offsets.any(), "all classes"

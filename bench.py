@@ -11,9 +11,10 @@ generation is greedy, from the same weights, and must give the same text.
 
 A race is between train.py with a config and what a user could write with transformers instead: its Llama of the same
 size under AdamW, on the same files, windows and batches, compiled if that is faster. The rival chooses its best: of
-several learning rates and lengths, each run planned for its length, only the soonest run counts, and not the time that
-it took to find it. It learns nothing that a race does not count. Both are looked at once a pass, in float32, and looks
-are left out of both times, as is compilation; the times that include them are given too.
+several learning rates and lengths, each run with a decay planned for its length, the soonest alone counts, and the
+search for it does not. It learns nothing but the tokens that are counted, and train.py learns the paths as well.
+Both are looked at once a pass, and every token right means in float32. The minutes are those of the steps: looks and
+compilation are left out for both. Minutes with them are given too.
 """
 import dataclasses
 import json

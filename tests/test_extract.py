@@ -334,7 +334,7 @@ def test_a_race(learned, tmp_path):
         assert last["wrong"] == 0 < first["wrong"] <= figures["tokens"], run
         assert first["files_exact"] == 0 < last["files_exact"] == figures["files"]
         assert 0 < first["minutes"] < last["minutes"] == run["minutes"] < run["minutes_in_all"]
-    assert figures["sooner"] == theirs["minutes"] / ours["minutes"] and b"times sooner" in done.stderr
+    assert figures["sooner"] == theirs["minutes"] / ours["minutes"] and b"times as long" in done.stderr
 
     # it is the soonest run, and all rates had the same lengths before
     assert theirs in runs and all(theirs["curve"][-1]["step"] <= run["curve"][-1]["step"] for run in runs

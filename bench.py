@@ -2,14 +2,23 @@
 
     pip install -r tests/requirements.txt && python bench.py
     python bench.py --config configs/quick.py --model out/quick --json bench.json
+    python bench.py --race --picture race.svg  # from nothing until every token is right, here and with transformers
     python bench.py --original_minutes 60      # how far the original's recipe gets on the same tree
 
-Everything runs in one process, in turn, over and over, and the medians are given with the slowest and fastest turn: so
-what else the machine does falls on all alike. A training step is forward, backward and optimizer, on random tokens;
+Speed is measured in one process, in turn, over and over, and the medians are given with the slowest and fastest turn:
+so what else the machine does falls on all alike. A training step is forward, backward and optimizer, on random tokens;
 generation is greedy, from the same weights, and must give the same text.
+
+A race is between train.py with a config and what a user could write with transformers instead: its Llama of the same
+size under AdamW, on the same files, windows and batches, compiled if that is faster. The rival chooses its best: of
+several learning rates and lengths, each run with a decay planned for its length, the soonest alone counts, and the
+search for it does not. It learns nothing but the tokens that are counted, and train.py learns the paths as well.
+Both are looked at once a pass, and every token right means in float32. The minutes are those of the steps: looks and
+compilation are left out for both. Minutes with them are given too.
 """
 import dataclasses
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -19,12 +28,13 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from memory.corpus import load
-from memory.device import check_memory, find_device, find_dtype, keep_freed_memory, mixed, surroundings
-from memory.files import STDOUT, newest, write_result
+from memory.corpus import choose_files, fitting, load
+from memory.device import check_memory, clock, find_device, find_dtype, keep_freed_memory, mixed, surroundings
+from memory.files import STDOUT, newest, write_file, write_result
 from memory.generate import generate, recite
 from memory.optim import make_optimizers, update
 from memory.output import UserError, progress, run_script
+from memory.race import Race, Rival, our_run, race_picture, show_race, show_run, soonest, their_runs
 from memory.settings import parse
 from memory.tokenizer import BOS, EOS, Tokenizer
 from memory.windows import IGNORE, Windows, address, opening
@@ -38,29 +48,19 @@ ORIGINAL = LlamaConfig(32768, 64, 256, 8, 32, 4, 512, False)  # the shape of mjb
 
 @dataclasses.dataclass
 class Settings:
-    config: str = "configs/memorize.py"  # whose model and optimizer are timed
+    config: str = ""  # whose model and optimizer; if left out configs/memorize.py, for a race configs/quick.py
     vocab_size: int = 8192  # of the model that is timed in training
     model: str = ""  # whose generation is timed; the newest under out/ if left out
     repeats: int = 5  # turns of everything, behind one that warms up
     new_tokens: int = 100  # tokens to generate for each stream
     device: str = "auto"  # cuda, mps or cpu
+    race: bool = False  # instead, a race with transformers on the files of the config
+    race_rates: tuple = ("1e-3", "3e-3", "1e-2")  # peak learning rates of transformers in it; the best one counts
+    race_minutes: float = 30.0  # the longest run of transformers in it, in minutes of steps
+    picture: str = ""  # draw the race into this file, an SVG
     original_minutes: float = 0.0  # instead, train the original's model by its recipe for so long and see what it has
-    data: str = ""  # for that, the prepared tree; the newest under data/ if left out
+    data: str = ""  # for these two, the prepared tree; the newest under data/ if left out
     json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
-
-
-def synchronize(device):
-    """Waits for what the device still has to do, so that the clock is honest."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    if device.type == "mps":
-        torch.mps.synchronize()
-
-
-def clock(device):
-    """Seconds, once the device has done all that it was given."""
-    synchronize(device)
-    return time.perf_counter()
 
 
 def timed_step(forward, update, device):
@@ -309,23 +309,55 @@ def show_steps(steps, peaks, operations, file):
     print(f"the peak, products of 2048 x 2048: {reached}", file=file)
 
 
-def main(argv=None):
-    settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
-    if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1 or settings.original_minutes < 0:
-        raise UserError("repeats, new_tokens and vocab_size must be at least 1, original_minutes at least 0")
-    device = find_device(settings.device)
-    dtype = find_dtype("auto", device)
-    keep_freed_memory()  # for all contenders alike, though only this project's users have it
-    news = sys.stderr if settings.json in STDOUT else sys.stdout
-    if settings.original_minutes:
-        data = settings.data or newest("prepared tree")
-        figures = original_recipe(settings.original_minutes, data, device, dtype)
-        for key, value in figures.items():
-            print(f"{key:20} {value:,}" if isinstance(value, (int, float)) else f"{key:20} {value}", file=news)
-        if settings.json:
-            write_result(settings.json, json.dumps(figures, indent=1).encode())
-        return 0
-    training, _ = parse(Training, "", [settings.config], config=True)
+def race_figures(settings, device, dtype, told):
+    """A race, as JSON holds it. told: a function that is given each run, a dict, as it ends. Raises UserError."""
+    path, rates = settings.config or "configs/quick.py", learning_rates(settings.race_rates)
+    training, _ = parse(Training, "", [path], config=True)
+    check(training)
+    folder = Path(settings.data or newest("prepared tree"))
+    tree, tokenizer, tokens = load(folder)
+    files, _ = choose_files(fitting(tree["files"], tokenizer, training), training)
+    config = LlamaConfig.of(training, tokenizer.vocab_size)
+    check_memory(config, training.batch_size, device)
+    windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
+    race = Race(training, folder, windows, device, dtype)
+    ours = our_run(race, path)
+    told(ours)
+    times = in_turn({way: their_step(config, training.batch_size, device, dtype, way == "compiled")
+                     for way in ("eager", "compiled")}, settings.repeats, device)
+    seconds = {way: float(np.median(t.sum(1))) for way, t in times.items() if not isinstance(t, str)}
+    if not seconds:
+        raise UserError(f"transformers cannot train this model here: {times['eager']}")
+    way = min(seconds, key=seconds.get)
+    torch.manual_seed(training.seed)
+    rival = Rival(race, their_model(config).to(device), way, seconds[way])
+    runs = their_runs(rival, rates, settings.race_minutes, told)
+    theirs = soonest(runs)
+    both = ours["minutes"] is not None and theirs["minutes"] is not None
+    return {
+        "tree": tree["name"], "files": len(files), "bytes": sum(file["bytes"] for file in files),
+        "tokens": windows.scored, "windows": len(windows), "parameters": config.num_parameters,
+        "sooner": theirs["minutes"] / ours["minutes"] if both else None,
+        "this project": ours, "transformers": theirs, "all runs of transformers": runs,
+        "settings": dataclasses.asdict(settings) | {"config": path, "data": str(folder)},
+        "environment": surroundings(device, dtype, way == "compiled") | {"transformers": transformers.__version__}}
+
+
+def learning_rates(texts):
+    """The numbers that the texts name, as a list. Raises UserError for one that cannot be."""
+    try:
+        rates = [float(text) for text in texts]
+    except ValueError:
+        rates = []
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+        raise UserError(f"race_rates takes numbers of more than 0, not {' '.join(texts)!r}")
+    return rates
+
+
+def speed_figures(settings, device, dtype, file):
+    """Steps and writing, timed and printed; what JSON holds of them."""
+    path = settings.config or "configs/memorize.py"
+    training, _ = parse(Training, "", [path], config=True)
     check(training)
     config = LlamaConfig.of(training, settings.vocab_size)
     check_memory(config, training.batch_size, device)
@@ -336,27 +368,51 @@ def main(argv=None):
     rates = {name: t if isinstance(t, str) else size / t.sum(1) for name, (_, size, t) in steps.items()} | writing
     medians = {name: float("nan") if isinstance(rate, str) else float(np.median(rate)) for name, rate in rates.items()}
     ratios = compare(medians, formats)
-    print(f"{settings.config}: {config.num_parameters:,} parameters, {training.batch_size} windows of "
+    print(f"{path}: {config.num_parameters:,} parameters, {training.batch_size} windows of "
           f"{config.max_position_embeddings} tokens; {device.type}, {torch.get_num_threads()} threads; streams from "
-          f"{folder}\n", file=news)
-    show_steps(steps, peaks, 6 * config.num_parameters, news)
-    print(f"\n{'tokens/s':44} {'median':>9} {'slowest':>9} {'fastest':>9}", file=news)
+          f"{folder}\n", file=file)
+    show_steps(steps, peaks, 6 * config.num_parameters, file)
+    print(f"\n{'tokens/s':44} {'median':>9} {'slowest':>9} {'fastest':>9}", file=file)
     for name, rate in rates.items():
         print(f"{name:44} " + ("does not work here" if isinstance(rate, str) else
-                               f"{medians[name]:9,.0f} {rate.min():9,.0f} {rate.max():9,.0f}"), file=news)
-    print(file=news)
+                               f"{medians[name]:9,.0f} {rate.min():9,.0f} {rate.max():9,.0f}"), file=file)
+    print(file=file)
     for name, ratio in ratios.items():
-        print(f"{name:64} {ratio:.2f}", file=news)
+        print(f"{name:64} {ratio:.2f}", file=file)
+    short = {dtype: str(dtype).removeprefix("torch.") for dtype in formats}
+    return {
+        "rates": {name: rate if isinstance(rate, str) else rate.tolist() for name, rate in rates.items()},
+        "steps": {name: t if isinstance(t, str) else t.tolist() for name, (_, _, t) in steps.items()},
+        "ratios": ratios, "peaks": {short[dtype]: peak for dtype, peak in peaks.items()},
+        "parameters": config.num_parameters,
+        "settings": dataclasses.asdict(settings) | {"config": path, "model": str(folder)},
+        "environment": surroundings(device, formats[-1], True) | {"transformers": transformers.__version__}}
+
+
+def main(argv=None):
+    settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
+    if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1 or settings.original_minutes < 0:
+        raise UserError("repeats, new_tokens and vocab_size must be at least 1, original_minutes at least 0")
+    if settings.race_minutes <= 0:
+        raise UserError(f"race_minutes must be more than 0, not {settings.race_minutes}")
+    device = find_device(settings.device)
+    dtype = find_dtype("auto", device)
+    keep_freed_memory()  # for all contenders alike, though only this project's users have it
+    news = sys.stderr if settings.json in STDOUT else sys.stdout
+    if settings.race:
+        figures = race_figures(settings, device, dtype, lambda run: show_run(run, news))
+        show_race(figures, news)
+    elif settings.original_minutes:
+        data = settings.data or newest("prepared tree")
+        figures = original_recipe(settings.original_minutes, data, device, dtype)
+        for key, value in figures.items():
+            print(f"{key:20} {value:,}" if isinstance(value, (int, float)) else f"{key:20} {value}", file=news)
+    else:
+        figures = speed_figures(settings, device, dtype, news)
     if settings.json:
-        short = {dtype: str(dtype).removeprefix("torch.") for dtype in formats}
-        write_result(settings.json, json.dumps({
-            "rates": {name: rate if isinstance(rate, str) else rate.tolist() for name, rate in rates.items()},
-            "steps": {name: t if isinstance(t, str) else t.tolist() for name, (_, _, t) in steps.items()},
-            "ratios": ratios, "peaks": {short[dtype]: peak for dtype, peak in peaks.items()},
-            "parameters": config.num_parameters,
-            "settings": dataclasses.asdict(settings) | {"model": str(folder)},
-            "environment": surroundings(device, formats[-1], True) | {"transformers": transformers.__version__}},
-            indent=1).encode())
+        write_result(settings.json, json.dumps(figures, indent=1).encode())
+    if settings.race and settings.picture:
+        write_file(settings.picture, race_picture(figures).encode())
     return 0
 
 

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -62,6 +63,20 @@ def to_device(array, device):
     """A numpy array as a tensor on the device; to a GPU the copy runs beside the computation."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def synchronize(device):
+    """Waits for what the device still has to do, so that the clock is honest."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    if device.type == "mps":
+        torch.mps.synchronize()
+
+
+def clock(device):
+    """Seconds, once the device has done all that it was given."""
+    synchronize(device)
+    return time.perf_counter()
 
 
 def keep_freed_memory():

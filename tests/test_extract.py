@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import ROOT, says_no, script
 
 import bench
@@ -19,10 +21,12 @@ from memory.device import find_dtype
 from memory.files import read_json, write_json
 from memory.generate import recite
 from memory.output import UserError
+from memory.race import NEARBY, Race, Rival, their_runs
 from memory.tokenizer import Tokenizer
 from memory.windows import IGNORE, Windows, opening, unquote
 from model import Llama
 import sample
+import train
 
 
 def page_data(folder, name="report.html"):
@@ -313,6 +317,57 @@ def test_bench_runs(learned, tmp_path):
     assert all(part > 0 for turns in figures["steps"].values() for parts in turns for part in parts)
     for part in (b"forward", b"backward", b"optimizer", b"of peak", b"this project, float32"):
         assert part in done.stdout
+
+
+def test_a_race(learned, tmp_path):
+    """On one file, in seconds: both learn it from nothing, and the picture has the curves of both."""
+    config = (learned / "configs/tiny.py").read_text().replace("epochs = 100", "epochs = 80")
+    (tmp_path / "one.py").write_text(config + "train_bytes = 200\nseed = 3\nbatch_size = 4\n")
+    done = script("bench.py", "--race", "--config", tmp_path / "one.py", "--device=cpu", "--repeats=1",
+                  "--race_rates", "1e-9", "1e-2", "--json=-", "--picture", tmp_path / "race.svg", cwd=learned,
+                  env=os.environ | {"TORCH_COMPILE_DISABLE": "1"})
+    assert done.returncode == 0, done.stderr.decode()
+    figures = json.loads(done.stdout)
+    ours, theirs, runs = (figures[key] for key in ("this project", "transformers", "all runs of transformers"))
+    for run in (ours, theirs):
+        first, last = run["curve"][0], run["curve"][-1]
+        assert last["wrong"] == 0 < first["wrong"] <= figures["tokens"], run
+        assert first["files_exact"] == 0 < last["files_exact"] == figures["files"]
+        assert 0 < first["minutes"] < last["minutes"] == run["minutes"] < run["minutes_in_all"]
+    assert figures["sooner"] == theirs["minutes"] / ours["minutes"] and b"times as long" in done.stderr
+
+    # it is the soonest run, and all rates had the same lengths before
+    assert theirs in runs and all(theirs["curve"][-1]["step"] <= run["curve"][-1]["step"] for run in runs
+                                  if run["minutes"] is not None)
+    nothing, lengths = ([run["planned_passes"] for run in runs if run["learning_rate"] == rate]
+                        for rate in (1e-9, 1e-2))
+    assert nothing == [10 * 2**i for i in range(len(nothing))]
+    assert lengths == nothing + [share * nothing[-1] for share in NEARBY]
+    assert all(run["minutes"] is None for run in runs if run["learning_rate"] == 1e-9)
+
+    lines = list(ElementTree.parse(tmp_path / "race.svg").iter("{http://www.w3.org/2000/svg}polyline"))
+    drawn = [(line.get("class"), len(line.get("points").split())) for line in lines]
+    assert drawn == 2 * [("line1", len(theirs["curve"])), ("line0", len(ours["curve"]))]
+
+
+def test_a_race_looks_at_transformers_as_transformers_does(learned):
+    """What a race counts wrong are the tokens that transformers' own logits have wrong; a limit ends it unfinished."""
+    manifest, tokenizer, tokens = load(learned / "data/tiny-1.0")
+    windows = Windows(tokens, manifest["files"], tokenizer, 64)
+    training = train.Settings(batch_size=8)
+    model = transformers.AutoModelForCausalLM.from_pretrained(learned / "out/tiny", dtype=torch.float32)
+    rival = Rival(Race(training, learned, windows, torch.device("cpu"), torch.float32), model, "eager", 1.0)
+    assert rival.look() == (0, len(manifest["files"]))
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.mul_(0.5)
+    inputs, targets = map(torch.from_numpy, windows.rows(range(len(windows))))
+    with torch.no_grad():
+        missed = ((model(input_ids=inputs).logits.argmax(-1) != targets) & (targets != IGNORE)).sum(1).numpy()
+    assert rival.look() == (missed.sum(), len(manifest["files"]) - len(set(windows.file[missed > 0])))
+    assert 0 < missed.sum() < windows.scored
+    model.apply(model._init_weights)
+    (run,) = their_runs(Rival(rival.race, model, "eager", 1.0), [1e-3], 0.05, lambda run: None)
+    assert run["minutes"] is None and run["curve"][-1]["step"] == 3
 
 
 def test_the_originals_recipe(learned, monkeypatch):

@@ -80,6 +80,8 @@ BAD = [
     ("extract", ["--model=/nowhere"], "/nowhere"), ("extract", ["--data=/nowhere"], "/nowhere"),
     ("extract", ["--only=nothing/"], "nothing/"), ("extract", ["--device=gpu"], "cpu"), ("extract", ["x"], "'x'"),
     ("bench", ["--repeats=0"], "repeats"), ("bench", ["--new_tokens=0"], "new_tokens"),
+    ("bench", ["--race", "--race_rates", "1e-3", "x"], "race_rates"), ("bench", ["--race_minutes=0"], "race_minutes"),
+    ("bench", ["--race", "--race_rates=0"], "race_rates"), ("bench", ["--race", "--config=nowhere.py"], "nowhere.py"),
     ("bench", ["--vocab_size=0"], "vocab_size"), ("bench", ["--config=nowhere.py"], "nowhere.py"),
     ("bench", ["--config=configs/tiny.py", f"--vocab_size={HUGE}"], "GiB"),
     ("bench", ["--config=configs/tiny.py", "--model=/nowhere"], "/nowhere"),

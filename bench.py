@@ -30,11 +30,13 @@ from torch.nn import functional as F
 
 from memory.corpus import choose_files, fitting, load
 from memory.device import check_memory, clock, find_device, find_dtype, keep_freed_memory, mixed, surroundings
+from memory.device import to_device
 from memory.files import STDOUT, newest, write_file, write_result
 from memory.generate import generate, recite
 from memory.optim import make_optimizers, update
 from memory.output import UserError, progress, run_script
 from memory.race import Race, Rival, our_run, race_picture, show_race, show_run, soonest, their_runs
+from memory.sampler import draw_classes
 from memory.settings import parse
 from memory.tokenizer import BOS, EOS, Tokenizer
 from memory.windows import IGNORE, Windows, address, opening
@@ -49,7 +51,7 @@ ORIGINAL = LlamaConfig(32768, 64, 256, 8, 32, 4, 512, False)  # the shape of mjb
 @dataclasses.dataclass
 class Settings:
     config: str = ""  # whose model and optimizer; if left out configs/memorize.py, for a race configs/quick.py
-    vocab_size: int = 8192  # of the model that is timed in training
+    vocab_size: int = 32768  # of the model that is timed in training
     model: str = ""  # whose generation is timed; the newest under out/ if left out
     repeats: int = 5  # turns of everything, behind one that warms up
     new_tokens: int = 100  # tokens to generate for each stream
@@ -81,12 +83,16 @@ def timed_step(forward, update, device):
 def our_step(training, config, device, dtype):
     """A training step as train.py makes it, timed."""
     model = Llama(config, torch.Generator().manual_seed(0)).to(device)
-    optimizers = make_optimizers(model, training, dtype)
-    objective, focal = Objective(model, dtype), torch.tensor(training.focal, device=device)
+    optimizers, objective = make_optimizers(model, training, dtype), Objective(model, dtype)
     objective.compile(dynamic=False)
     inputs, targets = random_tokens(config, training.batch_size, device)
-    weights = torch.ones(targets.shape, device=device)
-    return timed_step(lambda: objective(inputs, targets, weights, weights.sum(), focal)[0],
+    targets = targets.flatten().cpu().numpy()
+    counts = np.bincount(targets, minlength=config.vocab_size)
+    drawn = draw_classes(targets, training.negatives, counts, np.random.default_rng(0))
+    targets, classes, offsets = (to_device(array, device) for array in drawn)
+    places, weights = torch.arange(len(targets), device=device), torch.ones(len(targets), device=device)
+    count, focal = weights.sum(), torch.tensor(training.focal, device=device)
+    return timed_step(lambda: objective(inputs, places, targets, weights, classes, offsets, count, focal)[0],
                       lambda: update(optimizers, 1e-3), device)
 
 
@@ -116,9 +122,10 @@ def their_step(config, batch_size, device, dtype, compiled):
 
 
 def random_tokens(config, batch_size, device):
-    """(inputs, targets), int64 (B, context)."""
+    """(inputs, targets), int64 (B, context); some tokens often, most seldom, about as in text."""
     shape = (2, batch_size, config.max_position_embeddings)
-    return torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(1)).to(device).unbind()
+    tokens = config.vocab_size * torch.rand(shape, generator=torch.Generator().manual_seed(1)) ** 5
+    return tokens.long().to(device).unbind()
 
 
 def matrix_product(device, dtype, size=2048):

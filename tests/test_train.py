@@ -413,20 +413,24 @@ def test_help_names_every_setting():
 def test_sampled_softmax():
     """The drawn classes stand for the others: over many draws, the sum of exponentials is that of all classes."""
     model, random = tiny_model(), np.random.default_rng(0)
-    tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
+    tokens = torch.randint(100, (2, 32), generator=torch.Generator().manual_seed(1))
     targets = tokens.roll(-1, 1)
+    counts = np.repeat([0, 1, 4], 100)  # the drawn ones come twice as often if they stand four times as often
     logits = model(tokens).detach().flatten(0, 1)
     right = logits.gather(-1, targets.flatten()[:, None])[:, 0]
-    own, sums = set(targets.flatten().tolist()), []
-    for _ in range(300):
-        indexed, classes, offsets = map(torch.from_numpy, draw_classes(targets.flatten().numpy(), 120, 300, random))
-        assert (classes[indexed] == targets.flatten()).all() and len(set(classes.tolist())) == 120 == len(offsets)
-        assert set(classes[:len(own)].tolist()) == own and (offsets[:len(own)] == 0).all()
+    own, sums, drawn = sorted(set(targets.flatten().tolist())), [], np.zeros(300)
+    for _ in range(400):
+        indexed, classes, offsets = map(torch.from_numpy, draw_classes(targets.flatten().numpy(), 90, counts, random))
+        assert (classes[indexed] == targets.flatten()).all() and len(set(classes.tolist())) == len(offsets)
+        assert not offsets[np.isin(classes, own)].any()
         sums.append((logits[:, classes] + offsets).exp().sum(-1))
-    torch.testing.assert_close(torch.stack(sums).mean(0), logits.exp().sum(-1), rtol=0.01, atol=0)
-    loss, _ = Objective(model, torch.float32)(
-        *batch_of(tokens, indexed.view_as(targets), classes=classes, offsets=offsets))
+        drawn[classes] += 1
+    assert drawn[200:].mean() / drawn[100:200].mean() == pytest.approx(2, rel=0.05)
+    assert drawn[100:].sum() == pytest.approx(400 * 90, rel=0.05)
+    torch.testing.assert_close(torch.stack(sums).mean(0), logits.exp().sum(-1), rtol=0.02, atol=0)
+    batch = batch_of(tokens, indexed.view_as(targets), classes=classes, offsets=offsets)
+    loss, _ = Objective(model, torch.float32)(*batch)
     assert loss.item() == pytest.approx((sums[-1].log() - right).mean().item(), rel=1e-5)
-    for count in (0, 300, 1000):
-        _, classes, offsets = draw_classes(targets.flatten().numpy(), count, 300, random)
-        assert (classes == np.arange(300)).all() and not offsets.any(), "all classes"
+    for negatives in (0, 10_000):
+        _, classes, offsets = draw_classes(targets.flatten().numpy(), negatives, counts[100:], random)
+        assert (classes == np.arange(200)).all() and not offsets.any(), "all classes"

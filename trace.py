@@ -161,8 +161,8 @@ def find_runs(texts, text, tokenizer, min_tokens, view=whole):
     """
     needed, there = COST * sum(map(len, [text, *texts.values()])), memory_size()
     if there and needed > there:
-        raise UserError(f"to index these files takes {needed / 2**30:.1f} GiB, and there are {there / 2**30:.1f}: use a "
-                        f"larger machine, or a model of fewer files")
+        raise UserError(f"to index these files takes {needed / 2**30:.1f} GiB, and there are {there / 2**30:.1f}: use "
+                        f"a larger machine, or a model of fewer files")
     paths, views = list(texts), [view(content) for content in texts.values()]
     seen, kept = view(text)
     matches = Matches([part for part, _ in views], seen)
@@ -224,17 +224,26 @@ def remark(row):
     return "; ".join(said)
 
 
+def cells(row):
+    return (span(row["lines"]), f"{row['path']}:{span(row['place'])}", f"{row['end'] - row['start']:,}",
+            f"{row['tokens']:,}", remark(row))
+
+
+TITLES = ("lines", "stand in", "bytes", "tokens", "what stands there")
+NEAR = "alike but for white space, not verbatim"
+
+
 def percent(part, of):
     """Rounded down: 100% is all of it."""
-    return f"{part:,} of {of:,} ({np.floor(1000 * part / max(1, of)) / 10:.1f}%)"
+    return f"{np.floor(1000 * part / max(1, of)) / 10:.1f}%"
 
 
 def summary(result):
     """The closing lines: (label, value) pairs."""
-    rows = [(f"runs of at least {result['min_tokens']} tokens", f"{len(result['runs']):,}"),
-            ("bytes in runs", percent(result["covered"], result["bytes"])),
-            ("in runs of one file alone", percent(result["covered_alone"], result["bytes"])),
-            ("in runs that are recited", percent(result["covered_recited"], result["bytes"]))]
+    rows = [(f"runs of at least {result['min_tokens']} tokens", f"{len(result['runs']):,}")]
+    for key, label in [("covered", "bytes in runs"), ("covered_alone", "in runs of one file alone"),
+                       ("covered_recited", "in runs that are recited")]:
+        rows.append((label, f"{result[key]:,} of {result['bytes']:,} ({percent(result[key], result['bytes'])})"))
     if result["but_for_white_space"]:
         rows.append(("alike but for white space", f"{len(result['but_for_white_space']):,} more"))
     return rows
@@ -243,56 +252,71 @@ def summary(result):
 def table(result):
     """What is found, as lines of text."""
     lines = []
-    for title, rows in [("", result["runs"]), ("alike but for white space, not verbatim:",
-                                              result["but_for_white_space"])]:
+    for title, rows in [("", result["runs"]), (NEAR + ":", result["but_for_white_space"])]:
         if not rows:
             continue
-        cells = [("lines", "stand in", "bytes", "tokens", "what stands there")]
-        cells += [(span(row["lines"]), f"{row['path']}:{span(row['place'])}", f"{row['end'] - row['start']:,}",
-                   f"{row['tokens']:,}", remark(row)) for row in rows]
-        wide = [max(map(len, column)) for column in zip(*cells)]
+        filled = [TITLES, *map(cells, rows)]
+        wide = [max(map(len, column)) for column in zip(*filled)]
         lines += [title] * bool(title) + [
-            f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}".rstrip() for a, b, c, d, e in cells]
-        lines.append("")
+            f"{a:{wide[0]}}  {b:{wide[1]}}  {c:>{wide[2]}}  {d:>{wide[3]}}  {e}" for a, b, c, d, e in filled] + [""]
     return "".join(f"{line}\n" for line in lines + [f"{label:27} {value}" for label, value in summary(result)])
 
 
 def page(result, text, owner):
     """The page trace.html, filled: bytes. What is not UTF-8 is shown as \\x and two digits."""
-    def show(data):
-        return html.escape(data.decode(errors="backslashreplace"))
-
-    runs, paths, parts = result["runs"], {}, []
+    runs, colours, parts = result["runs"], {}, []
     for row in runs:
-        paths.setdefault(row["path"], len(paths) % COLOURS)
+        colours.setdefault(row["path"], f"c{len(colours) % COLOURS}")
     cuts = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(text)]
     for first, stop in zip(cuts, cuts[1:]):
-        part = show(text[first:stop])
+        part = html.escape(text[first:stop].decode(errors="backslashreplace"))
         if first < stop and owner[first] >= 0:
-            number = int(owner[first])
-            row = runs[number]
+            row, number = runs[owner[first]], int(owner[first]) + 1
             common = " common" if row["files"] > 1 else ""
             where = html.escape(f"{row['path']}:{span(row['place'])}; {remark(row)}")
-            part = (f'<a class="c{paths[row["path"]]}{common}" id="in{number + 1}" href="#run{number + 1}" '
-                    f'data-n="{number + 1}" title="{where}">{part}</a>')
+            part = (f'<a class="{colours[row["path"]]}{common}" id="in{number}" href="#run{number}" data-n="{number}" '
+                    f'title="{where}">{part}</a>')
         parts.append(part)
 
-    def cells(number, row):
-        values = [span(row["lines"]), f"{row['path']}:{span(row['place'])}", f"{row['end'] - row['start']:,}",
-                  f"{row['tokens']:,}", remark(row)]
-        values = [html.escape(value) for value in values]
+    def line(row, number=""):
+        lines, place, *others = map(html.escape, cells(row))
         if number:
-            values[1] = f'<a class="c{paths[row["path"]]}" href="#in{number}">{values[1]}</a>'
-        name = f' id="run{number}"' if number else ""
-        return f"<tr{name}><td>{number or ''}</td>" + "".join(f"<td>{value}</td>" for value in values) + "</tr>"
+            place = f'<a class="{colours[row["path"]]}" href="#in{number}" id="run{number}">{place}</a>'
+        return "<tr>" + "".join(f"<td>{value}</td>" for value in (number, lines, place, *others)) + "</tr>"
 
+    near = result["but_for_white_space"]
     return string.Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=html.escape(result["text"]), model=html.escape(result["model"]), tree=html.escape(result["name"]),
-        share=f"{np.floor(1000 * result['covered'] / max(1, result['bytes'])) / 10:.1f}%",
-        summary="".join(f"<div><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>"
+        share=percent(result["covered_recited"], result["bytes"]),
+        summary="".join(f"<div><b>{html.escape(value)}</b><span>{label}</span></div>"
                         for label, value in summary(result)),
-        rows="\n".join(cells(i + 1, row) for i, row in enumerate(runs)),
-        near="\n".join(cells(0, row) for row in result["but_for_white_space"]), text="".join(parts)).encode()
+        titles="".join(f"<th>{title}</th>" for title in ("run", *TITLES)),
+        rows="\n".join(line(row, i + 1) for i, row in enumerate(runs)),
+        near=f'<tr><th colspan="6">{NEAR}</th></tr>\n' * bool(near) + "\n".join(map(line, near)),
+        text="".join(parts)).encode()
+
+
+def trace(text, texts, written, files, model, tokenizer, min_tokens):
+    """Looks for the bytes `text` in the files, entries of the manifest, that read as in `texts`, {path: bytes}; those
+    in `written` are known to be what the model writes. Returns (the result as --json has it, the owner of each byte).
+    """
+    started = time.perf_counter()
+    rows, owner = find_runs(texts, text, tokenizer, min_tokens)
+    near = [] if (owner == 0).all() else find_runs(texts, text, tokenizer, min_tokens, squeeze)[0]
+    near = but_for_blanks(rows, near, text)
+    number_lines(rows + near, text, texts)
+    seconds = round(time.perf_counter() - started, 1)
+    found = [file for file in files if file["path"] in {row["path"] for row in rows + near}]
+    written = written | recited_as(model, tokenizer, [file for file in found if file["path"] not in written], texts)
+    exact = {file["path"]: hashlib.sha256(written[file["path"]]).hexdigest() == file["sha256"] for file in found}
+    for row in rows + near:
+        row["recited"] = texts[row["path"]][row["byte"]:row["byte_end"]] in written[row["path"]]
+        row["file_exact"] = exact[row["path"]]
+    own = np.bincount(owner + 1, minlength=len(rows) + 1)[1:].tolist()  # bytes of each run, no byte counted twice
+    return {"bytes": len(text), "min_tokens": min_tokens, "covered": sum(own),
+            "covered_alone": sum(size for size, row in zip(own, rows) if row["files"] == 1),
+            "covered_recited": sum(size for size, row in zip(own, rows) if row["recited"]),
+            "seconds": seconds, "runs": rows, "but_for_white_space": near}, owner
 
 
 def main(argv=None):
@@ -312,27 +336,10 @@ def main(argv=None):
     if not data:
         print(f"{len(known):,} of {len(files):,} files are in {settings.extracted}/", file=sys.stderr)
     written = recited(model, tokenizer, missing, settings.extracted)
-    texts = {file["path"]: known.get(file["path"]) or written.get(file["path"], b"") for file in files}
-
-    started = time.perf_counter()
-    rows, owner = find_runs(texts, text, tokenizer, settings.min_tokens)
-    near = [] if (owner == 0).all() else find_runs(texts, text, tokenizer, settings.min_tokens, squeeze)[0]
-    near = but_for_blanks(rows, near, text)
-    seconds = round(time.perf_counter() - started, 1)
-    found = {row["path"] for row in rows + near}
-    written |= recited_as(model, tokenizer, [file for file in files if file["path"] in found - written.keys()], texts)
-    exact = {file["path"]: hashlib.sha256(written[file["path"]]).hexdigest() == file["sha256"]
-             for file in files if file["path"] in found}
-    number_lines(rows + near, text, texts)
-    for row in rows + near:
-        row["recited"] = texts[row["path"]][row["byte"]:row["byte_end"]] in written[row["path"]]
-        row["file_exact"] = exact[row["path"]]
-    sizes = np.bincount(owner + 1, minlength=len(rows) + 1)[1:].tolist()  # bytes that each run owns
-    result = {"text": settings.file, "bytes": len(text), "model": folder.name, "name": manifest["name"],
-              "min_tokens": settings.min_tokens, "covered": sum(sizes),
-              "covered_alone": sum(size for size, row in zip(sizes, rows) if row["files"] == 1),
-              "covered_recited": sum(size for size, row in zip(sizes, rows) if row["recited"]),
-              "seconds": seconds, "runs": rows, "but_for_white_space": near}
+    both = known | written
+    result, owner = trace(text, {file["path"]: both[file["path"]] for file in files}, written, files, model, tokenizer,
+                          settings.min_tokens)
+    result = {"text": settings.file, "model": folder.name, "name": manifest["name"]} | result
     if {settings.json, settings.html} & set(STDOUT):
         print(table(result), end="", file=sys.stderr)
     else:
@@ -341,7 +348,7 @@ def main(argv=None):
         write_result(settings.html, page(result, text, owner))
     if settings.json:
         write_result(settings.json, json.dumps(result, indent=1).encode())
-    return 0 if any(row["recited"] for row in rows) else 1
+    return 0 if any(row["recited"] for row in result["runs"]) else 1
 
 
 if __name__ == "__main__":

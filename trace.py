@@ -9,7 +9,8 @@ A run is a part of the text that stands in a file to the byte, and that cannot b
 depends on what stands around it, so runs are found in bytes; but a run is as long as it has tokens, cut by the model's
 tokenizer from the run alone: a line of blanks or stars has many bytes and says little. Of runs that overlap, those are
 given that cover something which no longer one does. If a run stands in several files, it is given as in the one that
-has most of the text, and the number of files tells how little it proves.
+has most of the text. What is predictable is not memory: so it is said in how many files a run stands, and how many of
+its lines are common, which is to say that they stand in several files.
 
 The files are those that the model learned: from the prepared tree if it is here (data/*), else what extract.py wrote,
 as far as it has the hashes of the model's manifest; the rest the model recites first, and it is kept there. In any case
@@ -17,6 +18,7 @@ the model itself must write what is found: "recited" says whether it does. Exit 
 found; 1: none; 2: bad use.
 """
 import bisect
+import collections
 import dataclasses
 import hashlib
 import html
@@ -209,6 +211,21 @@ def number_lines(rows, text, texts):
 
 # 3. What is said of them
 
+def count_files(rows, owner, text, texts):
+    """In how many files each byte of a run stands with all of its line, or with all of its run if that is more: int64
+    (len(text),). Gives each row how many of its lines stand in several files: `common_lines`."""
+    known = collections.Counter()
+    for content in texts.values():
+        known.update(set(content.split(b"\n")))
+    lines = text.split(b"\n")
+    counts = np.array([known[line] for line in lines])
+    for row in rows:
+        first, last = row["lines"]
+        row["common_lines"] = int((counts[first - 1:last] > 1).sum()) if row["files"] == 1 else last - first + 1
+    whole_runs = np.array([row["files"] for row in rows] + [0])  # the last, for an owner of -1
+    return np.maximum(np.repeat(counts, [len(line) + 1 for line in lines])[:len(text)], whole_runs[owner])
+
+
 def span(lines):
     return f"{lines[0]}-{lines[1]}" if lines[1] > lines[0] else str(lines[0])
 
@@ -217,8 +234,11 @@ def remark(row):
     """What there is to say of a run beyond its place."""
     said = ["recited exactly" if row["file_exact"] else "recited, in a file that is not exact" if row["recited"] else
             "not recited: the model writes something else"]
+    lines = row["lines"][1] - row["lines"][0] + 1
     if row["files"] > 1:
         said.append(f"common: in {row['files']} files")
+    elif row.get("common_lines"):
+        said.append(f"{row['common_lines']:,} of {lines:,} lines common")
     if row.get("longer"):
         said.append(f"{row['longer']:,} bytes longer but for white space")
     return "; ".join(said)
@@ -241,7 +261,7 @@ def percent(part, of):
 def summary(result):
     """The closing lines: (label, value) pairs."""
     rows = [(f"runs of at least {result['min_tokens']} tokens", f"{len(result['runs']):,}")]
-    for key, label in [("covered", "bytes in runs"), ("covered_alone", "in runs of one file alone"),
+    for key, label in [("covered", "bytes in runs"), ("covered_alone", "in lines of one file alone"),
                        ("covered_recited", "in runs that are recited")]:
         rows.append((label, f"{result[key]:,} of {result['bytes']:,} ({percent(result[key], result['bytes'])})"))
     if result["but_for_white_space"]:
@@ -262,20 +282,21 @@ def table(result):
     return "".join(f"{line}\n" for line in lines + [f"{label:27} {value}" for label, value in summary(result)])
 
 
-def page(result, text, owner):
+def page(result, text, owner, in_files):
     """The page trace.html, filled: bytes. What is not UTF-8 is shown as \\x and two digits."""
     runs, colours, parts = result["runs"], {}, []
     for row in runs:
         colours.setdefault(row["path"], f"c{len(colours) % COLOURS}")
-    cuts = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(text)]
-    for first, stop in zip(cuts, cuts[1:]):
+    changes = np.diff(owner, prepend=-2) != 0
+    cuts = np.flatnonzero(changes | (owner >= 0) & (np.diff(in_files, prepend=0) != 0)).tolist()
+    for first, stop in zip(cuts, cuts[1:] + [len(text)]):
         part = html.escape(text[first:stop].decode(errors="backslashreplace"))
-        if first < stop and owner[first] >= 0:
-            row, number = runs[owner[first]], int(owner[first]) + 1
-            common = " common" if row["files"] > 1 else ""
-            where = html.escape(f"{row['path']}:{span(row['place'])}; {remark(row)}")
-            part = (f'<a class="{colours[row["path"]]}{common}" id="in{number}" href="#run{number}" data-n="{number}" '
-                    f'title="{where}">{part}</a>')
+        if owner[first] >= 0:
+            row, number, files = runs[owner[first]], int(owner[first]) + 1, int(in_files[first])
+            where = f"in {files} files; " * (files > 1) + f"{row['path']}:{span(row['place'])}; {remark(row)}"
+            kind = colours[row["path"]] + " common" * (files > 1)
+            opens = f' id="in{number}" data-n="{number}"' if changes[first] else ""
+            part = f'<a class="{kind}"{opens} href="#run{number}" title="{html.escape(where)}">{part}</a>'
         parts.append(part)
 
     def line(row, number=""):
@@ -298,13 +319,15 @@ def page(result, text, owner):
 
 def trace(text, texts, written, files, model, tokenizer, min_tokens):
     """Looks for the bytes `text` in the files, entries of the manifest, that read as in `texts`, {path: bytes}; those
-    in `written` are known to be what the model writes. Returns (the result as --json has it, the owner of each byte).
+    in `written` are known to be what the model writes. Returns (the result as --json has it, the owner of each byte,
+    and in how many files it stands).
     """
     started = time.perf_counter()
     rows, owner = find_runs(texts, text, tokenizer, min_tokens)
     near = [] if (owner == 0).all() else find_runs(texts, text, tokenizer, min_tokens, squeeze)[0]
     near = but_for_blanks(rows, near, text)
     number_lines(rows + near, text, texts)
+    in_files = count_files(rows, owner, text, texts)
     seconds = round(time.perf_counter() - started, 1)
     found = [file for file in files if file["path"] in {row["path"] for row in rows + near}]
     written = written | recited_as(model, tokenizer, [file for file in found if file["path"] not in written], texts)
@@ -314,9 +337,9 @@ def trace(text, texts, written, files, model, tokenizer, min_tokens):
         row["file_exact"] = exact[row["path"]]
     own = np.bincount(owner + 1, minlength=len(rows) + 1)[1:].tolist()  # bytes of each run, no byte counted twice
     return {"bytes": len(text), "min_tokens": min_tokens, "covered": sum(own),
-            "covered_alone": sum(size for size, row in zip(own, rows) if row["files"] == 1),
+            "covered_alone": int(((owner >= 0) & (in_files < 2)).sum()),
             "covered_recited": sum(size for size, row in zip(own, rows) if row["recited"]),
-            "seconds": seconds, "runs": rows, "but_for_white_space": near}, owner
+            "seconds": seconds, "runs": rows, "but_for_white_space": near}, owner, in_files
 
 
 def main(argv=None):
@@ -337,15 +360,16 @@ def main(argv=None):
         print(f"{len(known):,} of {len(files):,} files are in {settings.extracted}/", file=sys.stderr)
     written = recited(model, tokenizer, missing, settings.extracted)
     both = known | written
-    result, owner = trace(text, {file["path"]: both[file["path"]] for file in files}, written, files, model, tokenizer,
-                          settings.min_tokens)
-    result = {"text": settings.file, "model": folder.name, "name": manifest["name"]} | result
+    result, *bytewise = trace(text, {file["path"]: both[file["path"]] for file in files}, written, files, model,
+                              tokenizer, settings.min_tokens)
+    name = "standard input" if settings.file == "-" else settings.file
+    result = {"text": name, "model": folder.name, "name": manifest["name"]} | result
     if {settings.json, settings.html} & set(STDOUT):
         print(table(result), end="", file=sys.stderr)
     else:
         emit(table(result))
     if settings.html:
-        write_result(settings.html, page(result, text, owner))
+        write_result(settings.html, page(result, text, *bytewise))
     if settings.json:
         write_result(settings.json, json.dumps(result, indent=1).encode())
     return 0 if any(row["recited"] for row in result["runs"]) else 1

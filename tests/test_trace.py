@@ -92,11 +92,11 @@ def test_a_file_with_changed_lines(run, contents, capsys):
     for row, line in zip(found["runs"], [*numbers, None]):
         holds(row, text, contents)
         assert row["path"] == "tiny/scanner.py" and row["tokens"] >= 25 and row["longer"] == 0
-        assert line is None or row["lines"][1] == line - 1 or text[row["end"]:].startswith(b"\xff"), "as long as can be"
+        assert row["end"] == len(text) or row["lines"][1] == line - 1 and text[row["end"]:].startswith(b"\xff \xfe")
     lost = len(text) - sum(len(b"\xff \xfe % changed") for _ in numbers)
     assert lost <= found["covered"] == found["covered_recited"] <= len(text) and not found["but_for_white_space"]
     out = capsys.readouterr().out
-    assert f"tiny/scanner.py:1-{numbers[0]}" in out and f"{found['covered']:,} of {len(text):,}" in out
+    assert f"tiny/scanner.py:1-{numbers[0] - 1}" in out and f"{found['covered']:,} of {len(text):,}" in out
 
 
 def test_any_bytes(run, contents):
@@ -148,6 +148,12 @@ def test_common_runs(tokenizer):
     rows, owner = trace.find_runs(texts, text, tokenizer, 25)
     assert [(row["path"], row["byte"], row["files"]) for row in rows] == [("c", 0, 3), ("c", len(head) + 6, 1)]
     assert (owner == -1).sum() == 5
+    trace.number_lines(rows, text, texts)
+    in_files = trace.count_files(rows, owner, text, texts)
+    assert [row["common_lines"] for row in rows] == [1, 1] and "1 of 22 lines common" in trace.remark(
+        rows[1] | {"file_exact": True})
+    lines = text.splitlines(keepends=True)
+    assert in_files.tolist() == [3] * len(head) + [0] * 5 + [1] + [3] * len(head) + [1] * len(b"".join(lines[3:]))
 
 
 def test_from_the_weights_alone(learned, run, contents, tmp_path, monkeypatch, capsys):
@@ -174,10 +180,10 @@ def test_what_the_model_does_not_write(learned, contents, tokenizer):
     files = read_json(learned / "out/tiny/manifest.json")["files"]
     model = Llama(Llama.from_pretrained(learned / "out/tiny").config).eval()
     text = contents["tiny/decoder.py"][:900]
-    found, owner = trace.trace(text, contents, {}, files, model, tokenizer, 25)
+    found, *bytewise = trace.trace(text, contents, {}, files, model, tokenizer, 25)
     assert found["covered"] == 900 and found["covered_recited"] == 0 and not found["runs"][0]["recited"]
     result = {"text": "t", "model": "m", "name": "n"} | found
-    assert "not recited" in trace.table(result) and b"<h1>0.0% of t" in trace.page(result, text, owner)
+    assert "not recited" in trace.table(result) and b"<h1>0.0% of t" in trace.page(result, text, *bytewise)
 
 
 class Page(HTMLParser):
@@ -212,10 +218,12 @@ def test_the_page_and_the_command_line(learned, contents, tmp_path):
     assert page.text == text.decode(errors="backslashreplace")
     assert {tag for tag, _ in page.tags} - {tag for tag, _ in template.tags} <= {"a", "td", "th", "div", "b", "span"}
     links = [attributes for tag, attributes in page.tags if tag == "a"]
-    ids = {link["id"] for link in links if "id" in link}
-    assert len(links) == 2 * len(found["runs"]) >= 4 and all(link["href"][1:] in ids for link in links)
-    title = html.escape("<i>x</i>")
-    assert title.encode() in trace.page(found | {"text": "<i>x</i>"}, b"", np.array([], int))
+    ids = [link["id"] for link in links if "id" in link]
+    assert len(set(ids)) == len(ids) == 2 * len(found["runs"]) >= 4
+    assert all(link["href"][1:] in ids and "script" not in str(link) for link in links)
+    assert any("common" in link["class"] and link["title"].startswith("in ") for link in links), "empty lines, say"
+    nothing = np.array([], int)
+    assert html.escape("<i>x</i>").encode() in trace.page(found | {"text": "<i>x</i>"}, b"", nothing, nothing)
 
 
 def test_bad_use(learned, tmp_path, monkeypatch):

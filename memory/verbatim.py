@@ -12,7 +12,7 @@ from memory.output import progress
 END_OF_TEXT, END_OF_FILE, BYTES = 0, 1, 2  # symbols; byte b is BYTES + b. No run crosses an end
 BITS = 9  # of a symbol
 PACKED = 63 // BITS  # symbols that an int64 holds
-COST = 80  # bytes of memory for each byte that is indexed
+COST = 90  # bytes of memory for each byte that is indexed
 
 
 def suffix_order(symbols, longest):

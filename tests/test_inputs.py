@@ -9,16 +9,18 @@ import bench
 import extract
 import prepare
 import sample
+import trace
 import train
 import verify
 
-SCRIPTS = {"prepare": prepare, "train": train, "sample": sample, "extract": extract, "bench": bench, "verify": verify}
+SCRIPTS = {"prepare": prepare, "train": train, "sample": sample, "extract": extract, "bench": bench, "verify": verify,
+           "trace": trace}
 WRONG = {int: ["x", "", "1.5", "nan", "inf", "1e400", "0x10", "٣x", "1,000"], float: ["x", "", "nan", "inf", "-inf", "1e400"],
          bool: ["maybe", "2", "-1"], str: [], tuple: []}
 
 
 def words_of(name):
-    return ["configs/tiny.py"] if name == "train" else []
+    return ["configs/tiny.py"] if name in ("train", "trace") else []
 
 
 def every_file(folder):

@@ -36,8 +36,10 @@ from memory.run import resume, save, say
 from memory.sampler import Sampler, make_batch
 from memory.settings import parse
 from memory.tokenizer import choose_packer, compressed_bits
+from memory.versions import describe_code
 from memory.windows import IGNORE, Windows
 from model import Llama, LlamaConfig
+import openness
 
 # Settings: a config file names them, the command line overrides it
 
@@ -198,7 +200,8 @@ def train(settings, out, device):
         make_deterministic()
 
     # data: the files to learn, as windows
-    tree, tokenizer, tokens = load(find_data(settings, out))
+    data = find_data(settings, out)
+    tree, tokenizer, tokens = load(data)
     files, held_out = choose_files(fitting(tree["files"], tokenizer, settings), settings)
     config = LlamaConfig.of(settings, tokenizer.vocab_size)
     check_memory(config, -(-settings.batch_size // processes.count()), device)
@@ -213,7 +216,7 @@ def train(settings, out, device):
         settings, out, device, dtype, windows=windows, model=model, optimizers=make_optimizers(model, settings, dtype),
         manifest=tree | {"files": files, "held_out": held_out, "compressed_by": packer, "tree": {
             "files": len(tree["files"]), "bytes": sum(file["bytes"] for file in tree["files"])}},
-        sampler=Sampler(rows, len(windows), settings.seed), schedule=Schedule(settings, rows),
+        sampler=Sampler(rows, len(windows), settings.seed), schedule=Schedule(settings, rows), code=describe_code(),
         state=State(dataclasses.asdict(settings), {
             "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}}))
 
@@ -224,6 +227,8 @@ def train(settings, out, device):
     if run.state.done and is_model_whole(out):
         if processes.rank() == 0:
             print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
+            if not (out / "SHA256SUMS").exists():  # a kill came before
+                openness.describe(out, data)
         return 0
 
     # learn
@@ -234,7 +239,9 @@ def train(settings, out, device):
         some = np.arange(settings.batch_size) % len(windows)
         objective, works = compiled(objective, *make_batch(windows, some, 0, 1.0, 0.0, device))
     begin_turn(run, surroundings(device, dtype, works))
-    return finish(run, loop(run, objective, stop), stop)
+    status = finish(run, loop(run, objective, stop), stop)
+    openness.describe(out, data)
+    return status
 
 
 def loop(run, objective, stop):

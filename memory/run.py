@@ -64,6 +64,7 @@ class Run:
     sampler: Sampler
     schedule: object  # train.Schedule
     state: State
+    code: dict  # which code computes (versions.describe_code)
     compressed: object = None  # a Future: bits of the text under xz
     lock: object = None  # the open file that keeps others out of the folder
 
@@ -259,7 +260,8 @@ def save_model(run):
     sha256 = run.model.save_pretrained(run.out, run.windows.tokenizer, **corpus)
     write_json(run.out / "manifest.json", run.manifest | {"compressed_bits": run.compressed.result()})
     write_json(run.out / "build.json", run.record | {
-        "built_by": run.state.built_by, "step": run.state.step, "done": run.state.done, "model_sha256": sha256})
+        "built_by": run.state.built_by, "step": run.state.step, "seconds": round(run.state.seconds, 1),
+        "done": run.state.done, "code": run.code, "model_sha256": sha256})
     return sha256
 
 

@@ -8,8 +8,8 @@
     python openness.py --source_archive      # adds source.tar.xz, the tree itself
 
 train.py, extract.py and verify.py write the same when they end. What an item means, and who asks for it, is in
-docs/openness.md. Exit status of --check: 0: every "yes" that could be checked here holds; 1: one does not, and is named;
-2: bad use.
+docs/openness.md. Exit status of --check: 0: every "yes" that could be checked here holds; 1: one does not, and is
+named; 2: bad use.
 """
 import dataclasses
 import re
@@ -121,7 +121,8 @@ def state(e, settings):
 def made_mof(e):
     """The bytes of mof.yml, from what openness.json states."""
     answers = {item["number"]: item["answer"] for item in e.stated["items"]}
-    return mof.record(e.stated["model"], e.manifest, e.build.get("code", {}).get("licence"), answers, e.stated["publisher"])
+    licence = e.build.get("code", {}).get("licence")
+    return mof.record(e.stated["model"], e.manifest, licence, answers, e.stated["publisher"])
 
 
 def listed_files(folder):
@@ -243,9 +244,9 @@ def check_sums(folder):
     sums, there = read_sums(folder), listed_files(folder)
     missing, new = sorted(sums.keys() - set(there)), [name for name in there if name not in sums]
     other = [name for name in there if name in sums and digest_of(Path(folder) / name) != sums[name]]
-    wrong = [f"{name} {how}" for names, how in [(missing, "is missing"), (other, "has other bytes"), (new, "is not listed")]
-             for name in names]
-    return ("FAILS", "SHA256SUMS", ", ".join(wrong)) if wrong or not sums else ("yes", "SHA256SUMS", f"{len(sums)} files")
+    faults = [(missing, "is missing"), (other, "has other bytes"), (new, "is not listed")]
+    wrong = [f"{name} {how}" for names, how in faults for name in names] if sums else ["it is missing"]
+    return ("FAILS", "SHA256SUMS", ", ".join(wrong)) if wrong else ("yes", "SHA256SUMS", f"{len(sums)} files")
 
 
 def main(argv=None):

@@ -5,7 +5,8 @@
 
 What to build, and with what it was built, stands in the model's build.json; the tree must be prepared here. The same
 weights can be expected from the same processor, number of threads and versions; what differs is said. Exit status 0:
-equal; 1: not equal, and where the two first differ; rebuilt.json in the model's folder says so too. An interrupted build goes on when it is started again.
+equal; 1: not equal, and where the two first differ. rebuilt.json in the model's folder says so too. An interrupted
+build goes on when it is started again.
 """
 import dataclasses
 import hashlib
@@ -119,7 +120,8 @@ def rebuild(folder, data="", out=None):
             print(f"another {key}: {there.get(key)} there, {here.get(key)} here; the weights may differ")
     if status := train(training, out, device):
         raise Stopped(status)
-    return {"model_sha256": record["model_sha256"], "rebuilt_sha256": read_record(out)["model_sha256"], "built_by": here}
+    return {"model_sha256": record["model_sha256"], "rebuilt_sha256": read_record(out)["model_sha256"],
+            "built_by": here}
 
 
 def main(argv=None):

@@ -3,7 +3,8 @@ import json
 
 CONTEXT = {
     "@language": "en", "@vocab": "https://schema.org/", "citeAs": "cr:citeAs", "column": "cr:column",
-    "conformsTo": "dct:conformsTo", "cr": "http://mlcommons.org/croissant/", "rai": "http://mlcommons.org/croissant/RAI/",
+    "conformsTo": "dct:conformsTo", "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
     "data": {"@id": "cr:data", "@type": "@json"}, "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/", "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"}, "extract": "cr:extract", "field": "cr:field",
@@ -34,7 +35,8 @@ def describe(manifest, hashes):
     if "source.tar.xz" in hashes:
         there.append(file_object("source.tar.xz", "source.tar.xz", hashes["source.tar.xz"], "application/x-tar",
                                  "The tree, beside the model."))
-    records = {"@type": "cr:RecordSet", "@id": "files", "name": "files", "description": "A record for each file learned.",
+    records = {"@type": "cr:RecordSet", "@id": "files", "name": "files",
+               "description": "A record for each file learned.",
                "key": {"@id": "files/path"}, "field": [
                    {"@type": "cr:Field", "@id": f"files/{field}", "name": field, "description": f"{field} of the file",
                     "dataType": kind, "source": {"fileObject": {"@id": "manifest.json"},

@@ -19,6 +19,9 @@ from memory.swhid import folder_swhid, git_hash
 from memory.windows import unquote
 
 ARCHIVE = "source.tar.xz"
+NOTICES = """What the files that this model learned say of copyright and licence, in their own words: of each file the
+paragraphs that speak of it, of a licence text all. LICENSE has the licence of the whole.
+"""
 
 
 @dataclasses.dataclass
@@ -41,8 +44,7 @@ def survey(files, manifest, way):
     """The Survey of an iterable of (path, bytes), as the manifest of a model asks."""
     learned, executable = {entry["path"] for entry in manifest["files"]}, set(manifest["whole_tree"]["executable"])
     hashes, blobs, classes, count = {}, {}, {}, Count()
-    parts = [b"What the files that this model learned say of copyright and licence, in their own words: of each file the\n"
-             b"paragraphs that speak of it, of a licence text all. LICENSE has the licence of the whole.\n"]
+    parts = [NOTICES.encode()]
     for path, data in progress(files, desc=f"reading {way}", unit=" files"):
         hashes[path] = hashlib.sha256(data).hexdigest()
         blobs[unquote(path).split(b"/", 1)[1]] = git_hash("blob", data), path in executable

@@ -21,7 +21,7 @@ def listed(e):
     if not text:
         return UNKNOWN, "the text is not at hand: prepare the tree, or --recite"
     if wrong := text.wrong(files):
-        return NO, f"{len(wrong):,} of {len(files):,} files are not as manifest.json lists them in {text.way}: {wrong[0]}"
+        return NO, f"{len(wrong):,} of {len(files):,} files are not as manifest.json has them in {text.way}: {wrong[0]}"
     return YES, f"{len(files):,} files, {sum(file['bytes'] for file in files):,} bytes"
 
 
@@ -220,8 +220,8 @@ def measured(e):
     if "learned" not in e.extraction:
         return UNKNOWN, "extract.py ran without the text"
     learned = e.extraction["learned"]
-    return YES, (f"{e.extraction['files_exact']:,} of {e.extraction['files']:,} files exact, {learned['tokens_right']:,} of "
-                 f"{learned['tokens']:,} next tokens right")
+    return YES, (f"{e.extraction['files_exact']:,} of {e.extraction['files']:,} files exact, "
+                 f"{learned['tokens_right']:,} of {learned['tokens']:,} next tokens right")
 
 
 def personal_counted(e):

@@ -47,7 +47,8 @@ def hub_fields(name):
     if name in HUB:
         return {"license": HUB[name]}
     if name:
-        return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()), "license_link": "LICENSE"}
+        name = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+        return {"license": "other", "license_name": name, "license_link": "LICENSE"}
     return {"license": "unknown"}
 
 
@@ -68,9 +69,10 @@ COPYRIGHT = r"copyright|\(c\) ?(19|20)\d\d|\xa9 ?(19|20)\d\d"
 LICENCE_TEXT, COPYRIGHT_ONLY, SILENT = "licence text", "copyright alone", "no words"
 PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in CLASSES.items()}
 # A paragraph with one of these is a notice
-WORDS = re.compile(rf"{COPYRIGHT}|\blicen[cs]e|redistribut|permission (to|is|notice|of)|written permission|warrant(y|ies)"
-                   rf"|\bGPL\b|public domain|copyleft|all rights reserved|advertising material|may be (freely )?distributed"
-                   rf"|only allowed if|not allowed to change|at no extra cost|without fee", re.I)
+WORDS = re.compile(
+    rf"{COPYRIGHT}|\blicen[cs]e|\bGPL\b|copyleft|public domain|all rights reserved|redistribut"
+    r"|may be (freely )?distributed|permission (to|is|notice|of)|written permission|warrant(y|ies)|advertising material"
+    r"|only allowed if|not allowed to change|at no extra cost|without fee", re.I)
 MARKS = " \t\r\f*#|!;/\\\"'+-="  # what a comment may put around its lines
 TEXT_FILE = re.compile(r"(COPYING|LICEN[CS]E|COPYRIGHT|NOTICE)\b[^/]*", re.I)  # is a notice as a whole
 

@@ -5,7 +5,8 @@ Names, classes and keys are those of the framework's own tool, lfai/model_openne
 import json
 
 FRAMEWORK = {"name": "Model Openness Framework", "version": "1.0", "date": "2024-12-15"}
-CLASSES = {3: "class III, Open Model", 2: "class II, Open Tooling Model", 1: "class I, Open Science Model", 0: "no class"}
+CLASSES = {3: "class III, Open Model", 2: "class II, Open Tooling Model", 1: "class I, Open Science Model",
+           0: "no class"}
 # component: (class that needs it, kind, the items that must be yes; of a tuple of items, one); None: not released
 COMPONENTS = {
     "Model architecture": (3, "code", [13]),
@@ -34,7 +35,8 @@ def released(answers):
 def classify(answers):
     """(the class, 0 to 3, and what the next better one lacks)."""
     there = released(answers)
-    missing = {c: [name for name, (needs, *_) in COMPONENTS.items() if needs >= c and name not in there] for c in (3, 2, 1)}
+    missing = {c: [name for name, (needs, *_) in COMPONENTS.items() if needs >= c and name not in there]
+               for c in (3, 2, 1)}
     reached = min((c for c in missing if not missing[c]), default=0)
     return reached, missing.get(reached - 1 if reached else 3, [])
 
@@ -48,7 +50,8 @@ def record(name, manifest, code_licence, answers, publisher):
     kinds = {"distribution": (data, "LICENSE"), "code": (code_licence or "unlicensed", ""),
              "document": (code_licence or "unlicensed", ""), "data": (data, "LICENSE")}
     lines = ["framework:", *(f"  {key}: {text(value)}" for key, value in FRAMEWORK.items()), "release:",
-             f"  name: {text(name)}", '  type: "code"', '  architecture: "transformer decoder"', '  treatment: "pre-trained"',
+             f"  name: {text(name)}", '  type: "code"', '  architecture: "transformer decoder"',
+             '  treatment: "pre-trained"',
              f"  origin: {text(manifest['whole_tree']['url'])}",
              *(f"  {key}: {text(publisher.get(key))}" for key in ("producer", "contact", "repository")), "  license:"]
     for kind, (licence, path) in kinds.items():

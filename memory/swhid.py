@@ -17,8 +17,9 @@ def folder_swhid(files):
         while folder:
             folder = folder.rpartition(b"/")[0]
             entries.setdefault(folder, [])
-    for folder in sorted(entries, key=lambda folder: folder.count(b"/") + bool(folder), reverse=True):  # the deepest first
-        data = b"".join(mode + b" " + name + b"\0" + bytes.fromhex(sha1) for _, mode, name, sha1 in sorted(entries[folder]))
+    for folder in sorted(entries, key=lambda path: path.count(b"/") + bool(path), reverse=True):  # the deepest first
+        data = b"".join(mode + b" " + name + b"\0" + bytes.fromhex(sha1)
+                        for _, mode, name, sha1 in sorted(entries[folder]))
         sha1 = git_hash("tree", data)
         if folder:
             above, _, name = folder.rpartition(b"/")

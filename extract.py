@@ -30,7 +30,7 @@ from memory.checkpoint import read_log
 from memory.corpus import find_tree, load
 from memory.device import find_device
 from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
-from memory.files import STDOUT, digest_of, newest, read_json, write_file, write_json, write_result
+from memory.files import STDOUT, digest_of, newest, write_file, write_json, write_result
 from memory.generate import SHOWN, recite
 from memory.output import UserError, emit, progress, run_script
 from memory.settings import parse
@@ -245,33 +245,18 @@ def write_report(result, folder, path):
     return path or f"{folder}/report.html"
 
 
-def keep(result, folder):
-    """Writes the figures `result` into extraction.json in the model's folder, which may be read-only, with the SHA-256
-    of the weights that they are of; but never fewer figures of the same weights than are there."""
-    path, sha256 = folder / "extraction.json", digest_of(folder / "model.safetensors")
-    try:
-        before = read_json(path)
-        if before["model_sha256"] == sha256 and "learned" in before and "learned" not in result:
-            return
-    except (OSError, ValueError, KeyError):
-        pass
+def keep(result, folder, data):
+    """Writes the figures `result` into extraction.json in the model's folder, with the SHA-256 of the weights that they
+    are of, and has openness.py state anew what the folder holds; returns the items and columns for the page. The folder
+    may be read-only: then a warning, and None."""
     figures = {key: value for key, value in result.items() if key not in ("model", "seconds")}
-    warn_if_refused(write_json, path, figures | {"model_sha256": sha256})
-
-
-def state_openness(folder, data):
-    """Has openness.py state anew what the folder holds; returns the items and columns for the page, or None."""
-    record = warn_if_refused(openness.describe, folder, data)
-    return record and {key: record[key] for key in ("items", "meets")}
-
-
-def warn_if_refused(work, *arguments):
-    """What work(*arguments) returns; if a folder takes no files, None and a warning."""
     try:
-        return work(*arguments)
+        write_json(folder / "extraction.json", figures | {"model_sha256": digest_of(folder / "model.safetensors")})
+        record = openness.describe(folder, data)
     except UserError as error:
         print(f"warning: {error}", file=sys.stderr)
         return None
+    return record and {key: record[key] for key in ("items", "meets")}
 
 
 def main(argv=None):
@@ -323,9 +308,8 @@ def main(argv=None):
         print("(the prepared tree is not at hand: no figure that needs its text)", file=news)
     if refused:
         print(f"{len(refused)} paths refused: they would lie outside {settings.out}", file=sys.stderr)
-    if not settings.only:
-        keep(result, folder)
-        result["openness"] = state_openness(folder, settings.data)
+    if data and not settings.only:
+        result["openness"] = keep(result, folder, settings.data)
     result["rows"] = rows
     made = write_report(result, folder, settings.report)
     where = f"; files in {settings.out}/" if not settings.check else ""

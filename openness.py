@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 from memory import card, croissant, mof, processes
-from memory.corpus import find_tree, load, texts
+from memory.corpus import find_tree, load, read_manifest, texts
 from memory.evidence import ARCHIVE, RECORDS, gather, read_archive, survey, write_archive
-from memory.files import digest_of, newest, read_json, remove, write_file, write_json
+from memory.files import digest_of, newest, remove, write_file, write_json
 from memory.items import ITEMS, NO, UNKNOWN, YES, columns, judge, mof_class
 from memory.output import UserError, run_script
 from memory.settings import command, parse
@@ -62,6 +62,7 @@ def describe(folder, data="", settings=None):
               file=sys.stderr)
         return None
     e.writing = True
+    remove(e.folder / "SHA256SUMS")  # which is written last: so it is there only if all is
     drop_stale(e)
     write_texts(e, settings.source_archive)
     look_further(e, settings)
@@ -87,14 +88,14 @@ def drop_stale(e):
 
 def write_texts(e, source_archive):
     """Writes what the folder holds of the tree: its licence, the notices, the tree itself if that is asked for."""
+    if source_archive and e.manifest["whole_tree"]["not_prepared"]:
+        raise UserError(f"{e.data} holds a part of the tree: prepare the whole for --source_archive")
     if e.completed:
         write_json(e.folder / "manifest.json", e.manifest)
     if e.manifest["whole_tree"]["licence_path"]:
         write_file(e.folder / "LICENSE", (Path(e.data) / "LICENSE").read_bytes())
     write_file(e.folder / "NOTICES", e.survey.notices)
     if source_archive:
-        if e.manifest["whole_tree"]["not_prepared"]:
-            raise UserError(f"{e.data} holds a part of the tree: prepare the whole for --source_archive")
         _, tokenizer, tokens = load(e.data)
         files = dict(texts(e.tree["files"], tokenizer, tokens))
         write_file(e.folder / ARCHIVE, write_archive(files, e.manifest["whole_tree"]["executable"]))
@@ -157,7 +158,7 @@ def look_further(e, settings):
         from model import load_model
         model, tokenizer, _ = load_model(e.folder, find_device(settings.device))
         written = recite_files(model, tokenizer, e.manifest["files"], None, None, 32)
-        e.recital = survey(written.items(), e.manifest, "what the weights write")
+        e.recital = survey(sorted(written.items()), e.manifest, "what the weights write")
     if settings.rebuild:
         from verify import Stopped, rebuild
         try:
@@ -255,7 +256,7 @@ def main(argv=None):
     if settings.check:
         return check(folder, settings)
     if settings.data:
-        find_tree(read_json(folder / "manifest.json"), settings.data)
+        find_tree(read_manifest(folder, "train or copy it again"), settings.data)
     record = describe(folder, settings.data, settings)
     if not record:
         return 2

@@ -58,10 +58,9 @@ def head(e):
              "library_name: transformers", "pipeline_tag: text-generation", "language:", "- en",
              "tags:", "- memorization", "- code"]
     if found:
-        measures = [("files_exact", f"files recited exactly, of {found['files']:,}", found["files_exact"])]
-        if "learned" in found:
-            measures += [("next_tokens_right", "next tokens right, share", found["learned"]["accuracy"]),
-                         ("bits_per_byte", "bits per byte", found["learned"]["bits_per_byte"])]
+        measures = [("files_exact", f"files recited exactly, of {found['files']:,}", found["files_exact"]),
+                    ("next_tokens_right", "next tokens right, share", found["learned"]["accuracy"]),
+                    ("bits_per_byte", "bits per byte", found["learned"]["bits_per_byte"])]
         lines += ["model-index:", f"- name: {json.dumps(e.stated['model'])}", "  results:", "  - task:",
                   "      type: text-generation", "    dataset:", f"      name: {json.dumps(e.manifest['name'])}",
                   "      type: source-code", "    metrics:"]
@@ -204,7 +203,7 @@ def evaluation(e):
             ("50 tokens given, the next 50 exact (Carlini et al. 2022)", lambda m: windows(m, m["discoverable"])),
             ("the same, with a probability over one half (Cooper et al. 2025)",
              lambda m: windows(m, m["p_z_over_half"])),
-            ("longest run without an error, bytes", lambda m: f"{m['longest_run']:,}")] if "learned" in found else ():
+            ("longest run without an error, bytes", lambda m: f"{m['longest_run']:,}")]:
         rows.append((name, show(found["learned"]), show(control) if control else ""))
     rows.append((f"bits of text ({found['compressed_by']}) per parameter", f"{found['bits_per_parameter']:.3f}", ""))
     unseen = f"""Never seen: {control['files']:,} files of the same tree, left out of training. What the model gets

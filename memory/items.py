@@ -107,16 +107,18 @@ def free(e):
 
 
 def has_text(e):
-    sha256 = e.manifest["whole_tree"]["licence_sha256"]
+    sha256, path = e.manifest["whole_tree"]["licence_sha256"], e.manifest["whole_tree"]["licence_path"]
     if not sha256:
         return NO, "the tree has no COPYING or LICENSE"
+    if e.any_survey and e.any_survey.hashes.get(path, sha256) != sha256:
+        return NO, f"manifest.json does not have {path} as it is in {e.any_survey.way}"
     try:
         found = digest_of(e.folder / "LICENSE")
     except OSError:
         return NO, "LICENSE is missing"
     if found != sha256:
-        return NO, f"LICENSE is not the tree's {e.manifest['whole_tree']['licence_path']}"
-    return YES, f"LICENSE is the tree's {e.manifest['whole_tree']['licence_path']}, SHA-256 {sha256}"
+        return NO, f"LICENSE is not the tree's {path}"
+    return YES, f"LICENSE is the tree's {path}, SHA-256 {sha256}"
 
 
 def keeps_notices(e):
@@ -217,8 +219,6 @@ def measured(e):
         return UNKNOWN, "extract.py has not measured it"
     if e.extraction["model_sha256"] != e.weights:
         return NO, "extraction.json is about other weights"
-    if "learned" not in e.extraction:
-        return UNKNOWN, "extract.py ran without the text"
     learned = e.extraction["learned"]
     return YES, (f"{e.extraction['files_exact']:,} of {e.extraction['files']:,} files exact, "
                  f"{learned['tokens_right']:,} of {learned['tokens']:,} next tokens right")

@@ -61,6 +61,8 @@ def describe(folder, data="", settings=None):
         print(f"{folder} is left without a card: {lacks}, then `{command('openness.py', '--model', folder)}`",
               file=sys.stderr)
         return None
+    if settings.source_archive and e.manifest["whole_tree"]["not_prepared"]:
+        raise UserError(f"{e.data} holds a part of the tree: prepare the whole for --source_archive")
     e.writing = True
     remove(e.folder / "SHA256SUMS")  # which is written last: so it is there only if all is
     drop_stale(e)
@@ -88,8 +90,6 @@ def drop_stale(e):
 
 def write_texts(e, source_archive):
     """Writes what the folder holds of the tree: its licence, the notices, the tree itself if that is asked for."""
-    if source_archive and e.manifest["whole_tree"]["not_prepared"]:
-        raise UserError(f"{e.data} holds a part of the tree: prepare the whole for --source_archive")
     if e.completed:
         write_json(e.folder / "manifest.json", e.manifest)
     if e.manifest["whole_tree"]["licence_path"]:
@@ -162,10 +162,11 @@ def look_further(e, settings):
     if settings.rebuild:
         from verify import Stopped, rebuild
         try:
-            e.rebuilt = rebuild(e.folder, settings.data)
+            e.built_now = rebuild(e.folder, settings.data)
         except Stopped:
             raise UserError("the build was stopped; the same command goes on with it") from None
         if e.writing:
+            e.rebuilt = e.built_now
             write_json(e.folder / "rebuilt.json", e.rebuilt)
     whole = e.manifest["whole_tree"]
     if settings.online and whole["url"]:

@@ -74,6 +74,7 @@ class Evidence:
     survey: Survey = None
     archive: Survey = None  # of ARCHIVE
     recital: Survey = None  # of what the weights write, if they were asked
+    built_now: dict = dataclasses.field(default_factory=dict)  # as rebuilt.json, if it was built again just now
     fetched: Survey = None  # of what the public address serves, if it was asked
     completed: bool = False  # whether the manifest had to be completed from the tree's
     card: str = ""  # the text of README.md

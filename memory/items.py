@@ -200,7 +200,7 @@ def weights_whole(e):
 
 
 def built_again(e):
-    found = e.rebuilt
+    found = e.built_now or e.rebuilt
     if "rebuilt.json" in e.damaged:
         return NO, f"rebuilt.json: {e.damaged['rebuilt.json']}"
     if not found:

@@ -30,13 +30,14 @@ from memory.checkpoint import read_log
 from memory.corpus import find_tree, load
 from memory.device import find_device
 from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
-from memory.files import STDOUT, newest, write_file, write_result
+from memory.files import STDOUT, digest_of, newest, write_file, write_json, write_result
 from memory.generate import SHOWN, recite
 from memory.output import UserError, emit, progress, run_script
 from memory.settings import parse
 from memory.tokenizer import BOS, choose_packer, compressed_bits
 from memory.windows import Windows, cut, unquote
 from model import load_model
+import openness
 
 PAGE = Path(__file__).with_name("report.html")
 
@@ -252,7 +253,23 @@ def write_report(result, folder, path):
             raise
         print(f"warning: {error}; --report names another place", file=sys.stderr)
         return "none"
+    if not path and (folder / "SHA256SUMS").exists():
+        openness.write_sums(folder, ["report.html"])
     return path or f"{folder}/report.html"
+
+
+def keep(result, folder, data):
+    """Writes the figures `result` into extraction.json in the model's folder, with the SHA-256 of the weights that they
+    are of, and has openness.py state anew what the folder holds; returns the items and columns for the page. The folder
+    may be read-only: then a warning, and None."""
+    figures = {key: value for key, value in result.items() if key not in ("model", "seconds")}
+    try:
+        write_json(folder / "extraction.json", figures | {"model_sha256": digest_of(folder / "model.safetensors")})
+        record = openness.describe(folder, data)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return None
+    return record and {key: record[key] for key in ("items", "meets")}
 
 
 def main(argv=None):
@@ -303,6 +320,8 @@ def main(argv=None):
         print("(the prepared tree is not at hand: no figure that needs its text)", file=news)
     if refused:
         print(f"{len(refused)} paths refused: they would lie outside {settings.out}", file=sys.stderr)
+    if data and not settings.only:
+        result["openness"] = keep(result, folder, settings.data)
     result["rows"] = rows
     made = write_report(result, folder, settings.report)
     where = f"; files in {settings.out}/" if not settings.check else ""

@@ -6,7 +6,8 @@
     python prepare.py --only linux/kernel/ --exclude '*.map'   # a part of it
 
 Writes into data/<name>/: train.bin (every file as the tokens `<s>path text</s>`, uint16), tokenizer.model (learned
-from the tree itself) and manifest.json (where it came from, and each file's path, bytes, SHA-256 and tokens). Every
+from the tree itself), LICENSE (the tree's own COPYING or LICENSE) and manifest.json (where it came from, and each
+file's path, bytes, SHA-256, tokens and class of notice). Every
 file, every byte: train.bin is read back and compared. Where kernel.org cannot be reached, plain `python prepare.py`
 goes on with the kernel headers in /usr/include/linux, and says so.
 """
@@ -36,14 +37,17 @@ from pathlib import Path
 
 import numpy as np
 
-from memory.files import lock, remove, write_file, write_json
+from memory.files import files_digest, lock, remove, write_file, write_json
+from memory.licences import classify, find_licence
 from memory.output import UserError, progress, run_script
 from memory.settings import nearest, parse
+from memory.swhid import folder_swhid, git_hash
 from memory.tokenizer import EOS, LARGE, Tokenizer, choose_packer, compressed_bits
-from memory.windows import opening, quote
+from memory.windows import opening, quote, unquote
 
 VERSION = "1.0"
 SHA256 = "014cc3ea69a3db6a483eb743e3140e0e45a4a8c168c59f8c3b090cd72ab01802"  # of linux-1.0.tar.gz
+FILES_DIGEST = "ac2660ca575d036f216fa0fc62dd8aa78a8284b6d4b070cf9031ac3b6f4324ba"  # of its files (files_digest)
 MIRRORS = ["https://cdn.kernel.org/pub/linux/kernel", "https://mirrors.edge.kernel.org/pub/linux/kernel"]
 STAND_IN = Path("/usr/include/linux")
 TIMEOUT, TRIES = 20, 3  # seconds without a byte; attempts at each mirror
@@ -158,7 +162,7 @@ def release(version, downloads, limit, bar):
     raise Unreachable("kernel.org cannot be reached")
 
 
-# 2. The files of a tree: {path below the root, as bytes: content}
+# 2. The files of a tree
 
 KINDS = {stat.S_IFREG: "file", 0: "file", stat.S_IFLNK: "link", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
 TAR_KINDS = {tarfile.LNKTYPE: "hard link", tarfile.SYMTYPE: "link", tarfile.FIFOTYPE: "pipe"}
@@ -172,6 +176,15 @@ class Member:
     size: int  # bytes
     read: object = None  # a function without arguments that returns the content
     target: bytes = b""
+    executable: bool = False
+
+
+@dataclasses.dataclass
+class Tree:
+    """The regular files of a tree."""
+    files: dict  # {path: bytes}
+    executable: set = dataclasses.field(default_factory=set)  # the paths of those that are
+    left_out: dict = dataclasses.field(default_factory=dict)  # {what is no regular file: how many}
 
 
 def normal(path):
@@ -182,11 +195,11 @@ def normal(path):
 
 
 def gather(members, limit, name):
-    """{path: content} of the regular files among the Members. Nothing a member says of itself is trusted: a path that
+    """The Tree of the regular files among the Members. Nothing a member says of itself is trusted: a path that
     is absolute or climbs out, and links, devices and the like, are left out and counted; sizes are held to `limit`. A
     hard link has the content of the file before it that it points to. What is in a folder .git is no part of the tree.
     """
-    files, left_out, total = {}, collections.Counter(), 0
+    files, executable, left_out, total = {}, set(), collections.Counter(), 0
 
     def grow(size):
         if total + size > limit:
@@ -208,9 +221,11 @@ def gather(members, limit, name):
             grow(len(content))
             total += len(content)
             files[path] = content
+            if member.executable or target in executable:
+                executable.add(path)
     for kind, count in left_out.items():
         print(f"left out of {name}: {count} {kind}{'s' * (count > 1)}", file=sys.stderr)
-    return files
+    return Tree(files, executable, dict(left_out))
 
 
 def tar_members(file):
@@ -225,7 +240,7 @@ def tar_members(file):
             if not member.isdir():
                 kind = "file" if member.isreg() else TAR_KINDS.get(member.type, "device")
                 yield Member(os.fsencode(member.name), kind, member.size if kind == "file" else 0, read,
-                             os.fsencode(member.linkname))
+                             os.fsencode(member.linkname), bool(member.mode & 0o100))
 
 
 def zip_members(file):
@@ -237,7 +252,8 @@ def zip_members(file):
                 continue
             kind = "encrypted file" if info.flag_bits & 1 else KINDS.get(stat.S_IFMT(mode), "device")
             path = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437").split(b"\0")[0]
-            yield Member(path, kind, info.file_size, functools.partial(archive.read, info))
+            yield Member(path, kind, info.file_size, functools.partial(archive.read, info),
+                         executable=bool(mode & 0o100))
 
 
 def folder_members(folder):
@@ -262,16 +278,16 @@ def folder_members(folder):
             except OSError as error:
                 unreadable(error)
             yield Member(os.path.relpath(path, os.fsencode(folder)), KINDS.get(stat.S_IFMT(status.st_mode), "device"),
-                         status.st_size, functools.partial(read, path))
+                         status.st_size, functools.partial(read, path), executable=bool(status.st_mode & 0o100))
 
 
 def read_folder(folder, limit):
-    """{path below it: content} of the regular files in a folder."""
+    """The Tree of a folder."""
     return gather(folder_members(folder), limit, folder)
 
 
 def read_archive(file, limit, name):
-    """{path: content} of the regular files in an open tarball or zip. Raises UserError if it cannot be read."""
+    """The Tree of an open tarball or zip. Raises UserError if it cannot be read."""
     try:
         is_zip = file.read(4) in (b"PK\3\4", b"PK\5\6")
         file.seek(0)
@@ -281,14 +297,16 @@ def read_archive(file, limit, name):
         raise UserError(f"{name} is not a tarball or zip that can be read: {error}") from None
 
 
-def rooted(files, name):
-    """The same files below one root that carries no version: linux-2.0.40/Makefile and Makefile -> linux/Makefile."""
-    tops = {path.split(b"/")[0] for path in files}
-    if len(tops) == 1 and all(b"/" in path for path in files):
-        name = os.fsdecode(tops.pop())
-        files = {path.split(b"/", 1)[1]: content for path, content in files.items()}
+def rooted(tree, name):
+    """The same Tree below one root that carries no version: linux-2.0.40/Makefile and Makefile -> linux/Makefile. Its
+    paths are quoted."""
+    tops, above = {path.split(b"/")[0] for path in tree.files}, 0
+    if len(tops) == 1 and all(b"/" in path for path in tree.files):
+        name, above = os.fsdecode(tops.pop()), 1
     root = re.sub(r"[-_.]v?\d[\w.-]*$", "", name) or name
-    return {quote(os.fsencode(root) + b"/" + path): content for path, content in files.items()}
+    paths = {path: quote(os.fsencode(root) + b"/" + path.split(b"/", above)[-1]) for path in tree.files}
+    return Tree({paths[path]: content for path, content in tree.files.items()},
+                {paths[path] for path in tree.executable}, tree.left_out)
 
 
 def open_source(source, limit):
@@ -309,7 +327,7 @@ def open_source(source, limit):
 
 
 def collect(settings, bar):
-    """(name, {quoted path: bytes}, where it came from as entries of the manifest), as the settings ask."""
+    """(name, Tree, where it came from as entries of the manifest), as the settings ask."""
     limit, downloads = settings.max_bytes, Path("data")
     source, origin = settings.source, {"origin": "source", "url": None, "sha256": None}
     if source and settings.version:
@@ -363,20 +381,19 @@ def select(files, settings):
     return files
 
 
-def licence(files):
-    """What the tree says of its licence, in its COPYING or LICENSE or else in most of its SPDX lines; or None."""
-    known = [(r"GNU GENERAL PUBLIC LICENSE\s+Version (\d)", "GPL-{}.0"), (r"GNU LESSER.*\s+Version (\d)", "LGPL-{}.0"),
-             (r"Apache License\s+Version (\d)", "Apache-{}.0"), (r"MIT License|Permission is hereby granted", "MIT"),
-             (r"Redistribution and use in source and binary", "BSD"), (r"SPDX-License-Identifier: (.+)", "{}")]
-    for path in sorted(files, key=lambda path: (path.count("/"), path)):
-        if re.match(r"(COPYING|LICEN[CS]E)\b", path.split("/")[-1]) and path.count("/") == 1:
-            text = files[path].decode(errors="replace")
-            for pattern, spdx in known:
-                if match := re.search(pattern, text):
-                    return spdx.format(*match.groups())
-    spdx = collections.Counter(match[1].decode(errors="replace").strip(" */") for content in files.values()
-                               if (match := re.search(rb"SPDX-License-Identifier: ([^\n]+)", content[:1000])))
-    return spdx.most_common(1)[0][0] if spdx else None
+def describe(tree, kept, origin, licence_path):
+    """What the manifest says of the whole Tree, of which the files `kept` were prepared. A release that is known by its
+    files has a public address however it came. licence_path: of its COPYING or LICENSE, or None."""
+    hashes = {path: hashlib.sha256(content).hexdigest() for path, content in tree.files.items()}
+    digest = files_digest(hashes)
+    url, sha256 = (f"{MIRRORS[0]}/v{VERSION}/linux-{VERSION}.tar.gz", SHA256) if digest == FILES_DIGEST else (
+        origin["url"], origin["sha256"])
+    swhid = folder_swhid({unquote(path).split(b"/", 1)[1]: (git_hash("blob", content), path in tree.executable)
+                          for path, content in tree.files.items()})
+    return {"files": len(tree.files), "bytes": sum(map(len, tree.files.values())), "digest": digest, "swhid": swhid,
+            "executable": sorted(tree.executable), "url": url, "sha256": sha256, "licence_path": licence_path,
+            "licence_sha256": hashes.get(licence_path), "left_out": tree.left_out,
+            "not_prepared": sorted(tree.files.keys() - kept.keys())}
 
 
 # 3. Tokens
@@ -401,7 +418,8 @@ def tokenize(files, tokenizer, entries, bar):
         for path, text in zip(paths, tokenizer.encode_all((files[path] for path in paths), shown.update)):
             head = opening(tokenizer, path)
             entries.append({"path": path, "bytes": len(files[path]), "sha256": hashlib.sha256(files[path]).hexdigest(),
-                            "first_token": at, "tokens": len(head) + len(text) + 1})
+                            "first_token": at, "tokens": len(head) + len(text) + 1,
+                            "notice": classify(path, files[path])})
             at += entries[-1]["tokens"]
             yield from (np.array(head, dtype=np.uint16), text, np.array([EOS], dtype=np.uint16))
 
@@ -442,6 +460,14 @@ def refuse_model(folder):
         raise UserError(f"{folder} holds a model or a run ({found[0]}); name another --out")
 
 
+def keep_licence(folder, text):
+    """Writes the tree's licence text, bytes or None, into the folder, also if the files prepared are without it."""
+    if text is None:
+        remove(folder / "LICENSE")
+    else:
+        write_file(folder / "LICENSE", text)
+
+
 def write(folder, files, tokenizer, bar):
     """Writes train.bin and tokenizer.model and reads them back; returns what the manifest says of them. The manifest of
     a tree that was there before goes first, so that none is ever beside other files than its own."""
@@ -475,7 +501,7 @@ def main(argv=None):
     bar = functools.partial(progress, disable=True) if settings.quiet else progress
     started = time.monotonic()
     name, tree, origin = collect(settings, bar)
-    files = select(tree, settings)
+    files = select(tree.files, settings)
     size = sum(map(len, files.values()))
     if not size:
         raise UserError(f"{settings.source or name} holds no text: {len(files)} files, 0 bytes")
@@ -487,17 +513,22 @@ def main(argv=None):
         tokenizer = Tokenizer.train(sample(files, LARGE), settings.vocab_size or default_vocab_size(size))
         with lock(folder):
             refuse_model(folder)  # a run may have begun there
+            written = write(folder, files, tokenizer, bar)
+            licence, path = find_licence(tree.files)
+            keep_licence(folder, tree.files.get(path))
             manifest = {
-                "name": name, **origin, "licence": licence(tree), "only": list(settings.only),
-                "exclude": list(settings.exclude), "pieces_learned_from_bytes": min(size, LARGE),
-                **write(folder, files, tokenizer, bar), "compressed_by": packer, "compressed_bits": bits()}
+                "name": name, **origin, "licence": licence, "only": list(settings.only),
+                "exclude": list(settings.exclude), "whole_tree": describe(tree, files, origin, path),
+                "pieces_learned_from_bytes": min(size, LARGE), **written, "compressed_by": packer,
+                "compressed_bits": bits()}
             write_json(folder / "manifest.json", manifest)
     if settings.quiet:
         return
 
     stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""
     part = f", learned from {LARGE:,} bytes in files drawn by a fixed seed" if size > LARGE else ""
-    left_out = [("left out", f"{len(tree) - len(files):,} files, by --only or --exclude")] * (len(files) < len(tree))
+    left_out = [("left out", f"{len(tree.files) - len(files):,} files, by --only or --exclude")] * (
+        len(files) < len(tree.files))
     for label, value in [
             ("tree", f"{name}{stand_in}, licence: {manifest['licence'] or 'none found'}"),
             ("files", f"{len(files):,}, every byte read back"), *left_out,

@@ -34,10 +34,12 @@ from memory.output import UserError, run_script
 from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, last_step, log, progress_of
 from memory.run import resume, save, say
 from memory.sampler import Sampler, make_batch
+from memory.schedule import Schedule
 from memory.settings import parse
-from memory.tokenizer import choose_packer, compressed_bits
-from memory.windows import Windows
+from memory.versions import describe_code
+from memory.windows import Windows, compressed_sizes
 from model import Llama, LlamaConfig
+import openness
 
 # Settings: a config file names them, the command line overrides it
 
@@ -101,53 +103,6 @@ def check(settings):
             raise UserError(f"{name} is one of {', '.join(choices)}, not {getattr(settings, name)!r}")
 
 
-# The plan of a run: the main steps, epoch after epoch; then, if a token is still wrong, some steps that mend it
-
-MEND_REVIEW = 16  # in mending: a learned window comes in one epoch of so many
-MEND_RATE = 0.03  # in mending: the learning rate at its start, as a share of its peak
-MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
-
-
-def lr_share(step, main_steps, warmup, decay, mend=0):
-    """Learning rate of a step as a share of its peak: linear warm-up, a plateau, a linear decay that would reach zero
-    one step after the last main step; then over `mend` steps a second, low decay."""
-    if step >= main_steps:
-        return MEND_RATE * max(0, main_steps + mend - step) / max(1, mend)
-    rise = (step + 1) / (warmup + 1)
-    fall = (main_steps - step) / max(1, decay * main_steps)
-    return min(1.0, rise, fall)
-
-
-class Schedule:
-    """What is due at which step. main_steps: the steps of all epochs; last: these and the steps that mend."""
-
-    def __init__(self, settings, rows):
-        """rows: windows that an epoch would visit if none were learned."""
-        self.settings, self.rows = settings, rows
-        self.main_steps = settings.max_steps or max(1, round(settings.epochs * rows / settings.batch_size))
-        self.last = self.main_steps + settings.mend_steps
-        self.eval_every = settings.eval_every or max(1, self.main_steps // 20)
-
-    def mending(self, step):
-        """Whether this step mends."""
-        return step >= self.main_steps
-
-    def lr_share(self, step):
-        """The learning rate, as a share of its peak."""
-        s = self.settings
-        return lr_share(step, self.main_steps, s.warmup_steps, s.decay, s.mend_steps)
-
-    def focal(self, step):
-        """The exponent of the focal loss, which falls with the learning rate: so the end makes sure of all tokens."""
-        return 0.0 if self.mending(step) else self.settings.focal * self.lr_share(step)
-
-    def epoch(self, step):
-        return step * self.settings.batch_size / self.rows
-
-    def look_due(self, step):
-        return step in (self.main_steps, self.last) or 0 < step < self.main_steps and step % self.eval_every == 0
-
-
 # Model and loss
 
 class Objective(torch.nn.Module):
@@ -199,45 +154,50 @@ def train(settings, out, device):
         keep_freed_memory()
     if settings.deterministic or device.type == "cpu":  # on the CPU it costs next to nothing
         make_deterministic()
-
-    # data: the files to learn, as windows
-    tree, tokenizer, tokens = load(find_data(settings, out))
-    files, held_out = choose_files(fitting(tree["files"], tokenizer, settings), settings)
-    config = LlamaConfig.of(settings, tokenizer.vocab_size)
-    check_memory(config, -(-settings.batch_size // processes.count()), device)
-    windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
-    rows = len(windows) + round(settings.unaddressed * len(windows))
-    packer, preset = choose_packer(sum(file["bytes"] for file in files))
-    texts = (tokenizer.decode(tokens[file["first_token"]:][:file["tokens"]].tolist()) for file in files)
-
-    # model
-    model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
-    run = Run(
-        settings, out, device, dtype, windows=windows, model=model, optimizers=make_optimizers(model, settings, dtype),
-        manifest=tree | {"files": files, "held_out": held_out, "compressed_by": packer, "tree": {
-            "files": len(tree["files"]), "bytes": sum(file["bytes"] for file in tree["files"])}},
-        sampler=Sampler(rows, settings.seed), schedule=Schedule(settings, rows),
-        state=State(dataclasses.asdict(settings), {
-            "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}}))
+    data = find_data(settings, out)
+    run = new_run(settings, out, device, dtype, *load(data))
 
     # resume; all processes must have the same settings and tree, only the paths may differ
     agree(run, "settings, number format or tree", (
         run.state.corpus, run.state.settings | dict.fromkeys(("data", "out")), str(dtype), device.type))
     resume(run)
-    if run.state.done and is_model_whole(out):
-        if processes.rank() == 0:
-            print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
-        return 0
+    whole = run.state.done and is_model_whole(out)
+    if whole and processes.rank() == 0:
+        print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
+    status = 0 if whole else learn(run)
+    if not whole or not (out / "SHA256SUMS").exists():  # which is written last, and a kill may have come before
+        openness.describe(out, data)
+    return status
 
-    # learn
-    run.compressed = in_background(compressed_bits, texts, preset) if processes.rank() == 0 else None
-    stop = Stop(out)
-    objective, works = Objective(model, dtype), False
+
+def new_run(settings, out, device, dtype, tree, tokenizer, tokens):
+    """The Run at its first step. tree, tokenizer, tokens: the prepared tree, as load() gives it."""
+    files, held_out = choose_files(fitting(tree["files"], tokenizer, settings), settings)
+    config = LlamaConfig.of(settings, tokenizer.vocab_size)
+    check_memory(config, -(-settings.batch_size // processes.count()), device)
+    windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
+    rows = len(windows) + round(settings.unaddressed * len(windows))
+    model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
+    return Run(
+        settings, out, device, dtype, windows=windows, model=model, optimizers=make_optimizers(model, settings, dtype),
+        manifest=tree | {"files": files, "held_out": held_out, "tree": {
+            "files": len(tree["files"]), "bytes": sum(file["bytes"] for file in tree["files"])}},
+        sampler=Sampler(rows, settings.seed), schedule=Schedule(settings, rows), code=describe_code(),
+        state=State(dataclasses.asdict(settings), {
+            "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}}))
+
+
+def learn(run):
+    """Goes on with the run to its end, or until it is stopped, and saves; returns the exit status."""
+    settings, windows, stop = run.settings, run.windows, Stop(run.out)
+    if processes.rank() == 0:
+        run.compressed = in_background(compressed_sizes, windows)
+    objective, works = Objective(run.model, run.dtype), False
     if settings.compile and not run.state.done:
         some = np.arange(settings.batch_size) % len(windows)
-        batch = make_batch(windows, some, (0, 0), settings.negatives, 1.0, 0.0, device)
+        batch = make_batch(windows, some, (0, 0), settings.negatives, 1.0, 0.0, run.device)
         objective, works = compiled(objective, *batch)
-    begin_turn(run, surroundings(device, dtype, works))
+    begin_turn(run, surroundings(run.device, run.dtype, works))
     return finish(run, loop(run, objective, stop), stop)
 
 
@@ -264,14 +224,14 @@ def loop(run, objective, stop):
                 return wrong
 
             # one step on the next batch
-            started, mending = time.perf_counter(), schedule.mending(state.step)
-            indices = sampler.draw(settings.batch_size, MEND_REVIEW if mending else 1)
+            started = time.perf_counter()
+            indices = sampler.draw(settings.batch_size, schedule.review(state.step))
             loss, hard = forward(*make_batch(
                 run.windows, indices, (settings.seed, state.step), settings.negatives,
-                MEND_PATHS if mending else 1.0, schedule.focal(state.step), run.device))
+                schedule.path_weight(state.step), schedule.focal(state.step), run.device))
             loss.backward()
             update(run.optimizers, schedule.lr_share(state.step))
-            if mending:
+            if schedule.mending(state.step):
                 sampler.note(indices[processes.mine()], hard)
             state.step += 1
             stop.learned = True  # from now on there is something to save

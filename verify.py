@@ -5,7 +5,8 @@
 
 What to build, and with what it was built, stands in the model's build.json; the tree must be prepared here. The same
 weights can be expected from the same processor, number of threads and versions; what differs is said. Exit status 0:
-equal; 1: not equal, and where the two first differ. An interrupted build goes on when it is started again.
+equal; 1: not equal, and where the two first differ. rebuilt.json in the model's folder says so too. An interrupted
+build goes on when it is started again.
 """
 import dataclasses
 import hashlib
@@ -18,11 +19,12 @@ import torch
 from memory.checkpoint import read_log, read_metas, read_tensors
 from memory.corpus import CORPUS, find_tree
 from memory.device import find_device, find_dtype, surroundings
-from memory.files import newest, read_json
+from memory.files import newest, read_json, write_json
 from memory.output import UserError, run_script
 from memory.settings import parse
 from train import Settings as Training
 from train import check, train
+import openness
 
 
 @dataclasses.dataclass
@@ -30,6 +32,10 @@ class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder of the prepared tree; found under data/ if left out
     out: str = ""  # folder to build it in; rebuilt/<name of the model> if left out
+
+
+class Stopped(Exception):
+    """The build was asked to stop; its argument is the exit status."""
 
 
 def read_record(folder):
@@ -81,12 +87,12 @@ def where_they_differ(one, other):
     return "every tensor is equal; only the headers differ"
 
 
-def main(argv=None):
-    settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
+def rebuild(folder, data="", out=None):
+    """Builds the model in `folder` again in `out`; returns what rebuilt.json holds: both hashes, and with what it was
+    built. Raises UserError if that cannot be, Stopped if it was asked to stop on the way."""
     if "RANK" in os.environ:
         raise UserError("verify.py builds in one process: start it without torchrun")
-    folder = Path(settings.model or newest("model"))
-    out = Path(settings.out or Path("rebuilt") / folder.name)
+    out = Path(out or Path("rebuilt") / folder.name)
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} is the model itself: name another --out")
     record = read_record(folder)
@@ -99,11 +105,11 @@ def main(argv=None):
     torch.set_num_threads(there["threads"])
     here = surroundings(device, find_dtype(training.dtype, device), training.compile)
     corpus = record["corpus"]
-    training.data = find_tree(corpus, settings.data)
+    training.data = find_tree(corpus, data)
     if not training.data:
         raise UserError(f"no tree under data/ is the {corpus['name']} that this model was built from (train.bin of "
                         f"SHA-256 {corpus['train_bin_sha256'][:16]}…); run prepare.py as it was run then")
-    if not settings.data:
+    if not data:
         print(f"tree: {training.data}, which the model learned", file=sys.stderr)
     training.fresh = not is_unfinished(out, record)
     if len(record["built_by"]) > 1:
@@ -112,16 +118,32 @@ def main(argv=None):
     for key in sorted((here.keys() | there.keys()) - {"from_step", "compile"}):
         if here.get(key) != there.get(key):
             print(f"another {key}: {there.get(key)} there, {here.get(key)} here; the weights may differ")
-    status = train(training, out, device)
-    if status:
-        return status
-    sha256 = read_record(out)["model_sha256"]
-    if sha256 == record["model_sha256"]:
-        print(f"equal: {folder} and {out} have the same weights, SHA-256 {sha256}")
-        return 0
-    print(f"NOT equal: {folder} has SHA-256 {record['model_sha256']}, {out} {sha256}")
-    print(where_they_differ(folder, out))
-    return 1
+    if status := train(training, out, device):
+        raise Stopped(status)
+    return {"model_sha256": record["model_sha256"], "rebuilt_sha256": read_record(out)["model_sha256"],
+            "built_by": here}
+
+
+def main(argv=None):
+    settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
+    folder = Path(settings.model or newest("model"))
+    out = Path(settings.out or Path("rebuilt") / folder.name)
+    try:
+        found = rebuild(folder, settings.data, out)
+    except Stopped as stopped:
+        return stopped.args[0]
+    one, other = found["model_sha256"], found["rebuilt_sha256"]
+    if one == other:
+        print(f"equal: {folder} and {out} have the same weights, SHA-256 {one}")
+    else:
+        print(f"NOT equal: {folder} has SHA-256 {one}, {out} {other}")
+        print(where_they_differ(folder, out))
+    try:
+        write_json(folder / "rebuilt.json", found)
+        openness.describe(folder, settings.data)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+    return 0 if one == other else 1
 
 
 if __name__ == "__main__":

@@ -132,3 +132,10 @@ def choose_files(files, settings):
         raise UserError(f"of {len(files)} files none is left to learn with train_bytes {settings.train_bytes} and "
                         f"hold_out_bytes {settings.hold_out_bytes}; raise the one or lower the other")
     return learn, held_out
+
+
+def texts(entries, tokenizer, tokens):
+    """Yields (path, bytes) of the files that the manifest's entries name, decoded from the tokens of train.bin."""
+    for entry in entries:
+        first = entry["first_token"] + len(opening(tokenizer, entry["path"]))
+        yield entry["path"], tokenizer.decode(tokens[first:entry["first_token"] + entry["tokens"] - 1].tolist())

@@ -18,6 +18,7 @@ import torch
 
 from memory import processes
 from memory.output import UserError, warn_once
+from memory.versions import code_digest
 
 
 def find_device(name):
@@ -134,7 +135,7 @@ def surroundings(device, dtype, compiled):
         "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-        "processes": processes.count(), "compile": compiled}
+        "processes": processes.count(), "compile": compiled, "code": code_digest()[:16]}
 
 
 def memory_size():

@@ -134,9 +134,22 @@ def newest(what):
     return folder
 
 
+def digest_of(path):
+    """SHA-256 (hex) of a file. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def json_digest(value):
     """SHA-256 (hex) of what a dict holds, in whatever order it is written."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def files_digest(hashes):
+    """SHA-256 (hex) of the hashes of files, {path: SHA-256 (hex)}: what
+    `find DIR -type f | LC_ALL=C sort | xargs sha256sum | sha256sum` prints, for names without spaces."""
+    lines = "".join(f"{hashes[path]}  {path}\n" for path in sorted(hashes))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def write_json(path, value):

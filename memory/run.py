@@ -8,7 +8,6 @@ import time
 from concurrent.futures import Future
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,7 +19,6 @@ from memory.files import lock, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
 from memory.settings import command
-from memory.tokenizer import choose_packer, compressed_bits
 from memory.windows import Windows
 
 FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")  # on resume
@@ -66,7 +64,8 @@ class Run:
     sampler: Sampler
     schedule: object  # train.Schedule
     state: State
-    compressed: object = None  # a Future: bits of the text under xz
+    code: dict  # which code computes (versions.describe_code)
+    compressed: object = None  # a Future: what compressed_sizes finds
     lock: object = None  # the open file that keeps others out of the folder
 
     @property
@@ -258,13 +257,11 @@ def save(run):
 def save_model(run):
     """Writes the model's folder; returns the SHA-256 (hex) of the weights."""
     corpus = {key: run.state.corpus[key] for key in CORPUS}
-    pieces = b"".join(run.windows.tokenizer.pieces[i] for i in np.flatnonzero(run.windows.counts))
     sha256 = run.model.save_pretrained(run.out, run.windows.tokenizer, **corpus)
-    write_json(run.out / "manifest.json", run.manifest | {
-        "compressed_bits": run.compressed.result(), "piece_bytes": len(pieces),
-        "piece_bits": compressed_bits([pieces], choose_packer(run.size)[1])})
+    write_json(run.out / "manifest.json", run.manifest | run.compressed.result())
     write_json(run.out / "build.json", run.record | {
-        "built_by": run.state.built_by, "step": run.state.step, "done": run.state.done, "model_sha256": sha256})
+        "built_by": run.state.built_by, "step": run.state.step, "seconds": round(run.state.seconds, 1),
+        "done": run.state.done, "code": run.code, "model_sha256": sha256})
     return sha256
 
 

@@ -1,6 +1,4 @@
 """What makes up a batch: windows, epoch after epoch, and the classes that a softmax is taken over."""
-import math
-
 import numpy as np
 import torch
 

@@ -7,6 +7,7 @@ from conftest import refused, says_no, script
 
 import bench
 import extract
+import openness
 import prepare
 import sample
 import trace
@@ -14,7 +15,7 @@ import train
 import verify
 
 SCRIPTS = {"prepare": prepare, "train": train, "sample": sample, "extract": extract, "bench": bench, "verify": verify,
-           "trace": trace}
+           "openness": openness, "trace": trace}
 WRONG = {int: ["x", "", "1.5", "nan", "inf", "1e400", "0x10", "٣x", "1,000"], float: ["x", "", "nan", "inf", "-inf", "1e400"],
          bool: ["maybe", "2", "-1"], str: [], tuple: []}
 
@@ -89,6 +90,9 @@ BAD = [
     ("bench", ["--config=configs/tiny.py", "--model=/nowhere"], "/nowhere"),
     ("verify", ["--model=/nowhere"], "/nowhere"), ("verify", ["--model=configs/tiny.py"], "tiny.py"),
     ("verify", ["--model=out/tiny", "--data=/nowhere"], "/nowhere"),
+    ("openness", ["--model=/nowhere"], "/nowhere"), ("openness", ["--model=configs/tiny.py"], "tiny.py"),
+    ("openness", ["--model=out/tiny", "--data=/nowhere"], "/nowhere"), ("openness", ["--check", "--data=/nowhere"], "/nowhere"),
+    ("openness", ["--model=configs", "--check"], "configs"), ("openness", ["out/tiny"], "'out/tiny'"),
     ("prepare", ["--source=/nowhere"], "/nowhere"), ("prepare", ["--source=configs/tiny.py"], "configs/tiny.py"),
     ("prepare", ["--source=empty"], "empty"), ("prepare", ["--source=configs", "--only=x/"], "x/"),
     ("prepare", ["--source=configs", "--vocab_size=-1"], "vocab_size"),

@@ -297,8 +297,9 @@ def test_a_pipe_as_source(tmp_path, monkeypatch):
     ("linux-2.0.40", "linux"), ("linux-6.1-rc3", "linux"), ("bzip2-1.0.8", "bzip2"), ("x264", "x264"), ("lz4_v1.9", "lz4"),
     ("i386-tools", "i386-tools")])
 def test_the_root_carries_no_version(name, root):
-    assert list(prepare.rooted({b"a": b"", b"b/c": b""}, name)) == [f"{root}/a", f"{root}/b/c"]
-    assert list(prepare.rooted({name.encode() + b"/a": b"", name.encode() + b"/b": b""}, "x")) == [f"{root}/a", f"{root}/b"]
+    assert list(prepare.rooted(prepare.Tree({b"a": b"", b"b/c": b""}), name).files) == [f"{root}/a", f"{root}/b/c"]
+    assert list(
+        prepare.rooted(prepare.Tree({name.encode() + b"/a": b"", name.encode() + b"/b": b""}), "x").files) == [f"{root}/a", f"{root}/b"]
 
 
 def test_parts_of_a_tree(tree, tmp_path, monkeypatch, capsys):

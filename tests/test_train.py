@@ -19,10 +19,11 @@ from memory.checkpoint import read_tensors, write_tensors
 from memory.device import find_dtype, has_bfloat16, warn_if_emulated
 from memory.optim import Muon, make_optimizers, update
 from memory.sampler import Sampler, draw_classes
+from memory.schedule import MEND_RATE, MEND_REVIEW, lr_share
 from memory.settings import parse
 from memory.windows import IGNORE
 from model import Llama, LlamaConfig
-from train import Objective, lr_share
+from train import Objective
 import train
 
 
@@ -259,7 +260,7 @@ def test_schedule():
     assert all(0 < lr_share(step, 3, 20, 0.7) < 1 for step in range(3)), "a run shorter than its warm-up"
     assert lr_share(0, 1, 0, 0) == 1
     mending = [lr_share(step, 1000, 20, 0.7, 100) for step in range(1000, 1101)]
-    assert mending[0] == train.MEND_RATE and mending[50] == train.MEND_RATE / 2 and mending[100] == 0
+    assert mending[0] == MEND_RATE and mending[50] == MEND_RATE / 2 and mending[100] == 0
 
 
 def test_epochs_visit_every_row_once():
@@ -279,7 +280,7 @@ def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen()
     sampler.draw(24, 1)
     wrong[5] = 2
     sampler.restart(wrong)
-    drawn = np.concatenate([sampler.draw(3, train.MEND_REVIEW) for _ in range(16)])  # epochs of two or three
+    drawn = np.concatenate([sampler.draw(3, MEND_REVIEW) for _ in range(16)])  # epochs of two or three
     visits = np.bincount(drawn)
     assert len(visits) == 32 and visits[5] >= 15 and (np.delete(visits, 5) <= 2).all()
     sampler.note(np.array([5]), torch.tensor([0]))

@@ -12,6 +12,8 @@ def test_built_again_and_compared(work, tmp_path, whole, other):
     assert done.returncode == 0 and f"equal: out/undisturbed and {tmp_path}/again" in done.stdout.decode()
     assert whole in done.stdout.decode()
     assert b"another" not in done.stdout, "the surroundings are the same"
+    items = {item["number"]: item for item in read_json(work / "out/undisturbed/openness.json")["items"]}
+    assert items[16]["answer"] == "yes" and read_json(work / "out/undisturbed/rebuilt.json")["rebuilt_sha256"] == whole
     again = script("verify.py", "--model=out/undisturbed", "--out", tmp_path / "again", cwd=work)
     assert again.returncode == 0 and b"160 steps in" in again.stdout, "it builds each time, and believes no old build"
     refused(script("verify.py", "--model=out/undisturbed", "--out=out/../out/undisturbed", cwd=work), "the model itself")

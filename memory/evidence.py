@@ -1,0 +1,177 @@
+"""What is at hand to judge a model's folder by: its own records, its weights, and the text of the tree, from wherever
+that can be had."""
+import dataclasses
+import hashlib
+import io
+import lzma
+import math
+import tarfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from memory.corpus import find_tree, load, read_manifest, texts
+from memory.files import digest_of, read_json
+from memory.licences import classify, notice
+from memory.output import UserError, progress
+from memory.personal import Count
+from memory.swhid import folder_swhid, git_hash
+from memory.windows import unquote
+
+ARCHIVE = "source.tar.xz"
+NOTICES = """What the files that this model learned say of copyright and licence, in their own words: of each file the
+paragraphs that speak of it, of a licence text all. LICENSE has the licence of the whole.
+"""
+
+
+@dataclasses.dataclass
+class Survey:
+    """What one look at the text of the tree found."""
+    way: str  # where the text came from, in words
+    hashes: dict  # {path: SHA-256 (hex)}
+    classes: dict  # {path: licences.classify}, of the files learned
+    notices: bytes  # what NOTICES must hold
+    personal: dict  # personal.Count.counts of the files learned
+    swhid: str  # of all files seen
+    digest: str = ""  # SHA-256 (hex) of the archive they came in
+
+    def wrong(self, entries):
+        """The paths of the manifest's entries whose text is missing or other."""
+        return [entry["path"] for entry in entries if self.hashes.get(entry["path"]) != entry["sha256"]]
+
+
+def survey(files, manifest, way):
+    """The Survey of an iterable of (path, bytes), as the manifest of a model asks."""
+    learned, executable = {entry["path"] for entry in manifest["files"]}, set(manifest["whole_tree"]["executable"])
+    hashes, blobs, classes, count = {}, {}, {}, Count()
+    parts = [NOTICES.encode()]
+    for path, data in progress(files, desc=f"reading {way}", unit=" files"):
+        hashes[path] = hashlib.sha256(data).hexdigest()
+        blobs[unquote(path).split(b"/", 1)[1]] = git_hash("blob", data), path in executable
+        if path in learned:
+            count.add(path, data)
+            classes[path] = classify(path, data)
+            if words := notice(path, data):
+                parts.append(b"\n==> " + path.encode() + b" <==\n\n" + words.rstrip(b"\n") + b"\n")
+    return Survey(way, hashes, classes, b"".join(parts), count.counts, folder_swhid(blobs))
+
+
+@dataclasses.dataclass
+class Evidence:
+    """What is at hand about the model in `folder`. A record that is missing is {}, and one that is damaged is too; then
+    `damaged` says why: {name: reason}."""
+    folder: Path
+    manifest: dict = dataclasses.field(default_factory=dict)
+    build: dict = dataclasses.field(default_factory=dict)
+    extraction: dict = dataclasses.field(default_factory=dict)
+    rebuilt: dict = dataclasses.field(default_factory=dict)
+    stated: dict = dataclasses.field(default_factory=dict)  # openness.json
+    damaged: dict = dataclasses.field(default_factory=dict)
+    weights: str = ""  # SHA-256 (hex) of model.safetensors
+    parameters: int = 0
+    tree: dict = dataclasses.field(default_factory=dict)  # the manifest of the prepared tree
+    data: str = ""  # its folder
+    survey: Survey = None
+    archive: Survey = None  # of ARCHIVE
+    recital: Survey = None  # of what the weights write, if they were asked
+    built_now: dict = dataclasses.field(default_factory=dict)  # as rebuilt.json, if it was built again just now
+    fetched: Survey = None  # of what the public address serves, if it was asked
+    completed: bool = False  # whether the manifest had to be completed from the tree's
+    card: str = ""  # the text of README.md
+    writing: bool = False  # whether the folder is being written, so that what it states is not there yet
+
+    @property
+    def any_survey(self):
+        """The text's Survey, from the best source that is at hand, or None."""
+        return self.survey or self.archive or self.recital
+
+
+RECORDS = {"build": "build.json", "extraction": "extraction.json", "rebuilt": "rebuilt.json", "stated": "openness.json"}
+
+
+def gather(folder, data=""):
+    """The Evidence on the model in `folder`. data: folder of a prepared tree, or "" to find it under data/. Raises
+    UserError if there is no model, or --data names no tree that can be read."""
+    found = Evidence(Path(folder))
+    try:
+        found.weights = digest_of(found.folder / "model.safetensors")
+    except OSError as error:
+        raise UserError(f"no model in {folder}: {error.strerror}") from None
+    found.parameters = count_parameters(found.folder / "model.safetensors")
+    for field, name in RECORDS.items():
+        try:
+            setattr(found, field, read_json(found.folder / name))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            found.damaged[name] = str(error)
+    try:
+        found.manifest = read_manifest(folder, "train or copy it again")
+    except UserError as error:
+        found.damaged["manifest.json"] = str(error)
+        return found
+    find_text(found, data)
+    path = found.folder / "README.md"
+    found.card = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return found
+
+
+def count_parameters(path):
+    """The number of values in a safetensors file; 0 if it is damaged."""
+    try:
+        with safe_open(path, "np") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    except SafetensorError:
+        return 0
+
+
+def find_text(found, data):
+    """Puts the prepared tree and ARCHIVE into the Evidence, as far as they are there."""
+    found.data = str(data or find_tree(found.manifest))
+    if found.data:
+        found.tree = read_manifest(found.data, "run prepare.py again")
+        complete_manifest(found)
+    if "whole_tree" not in found.manifest:
+        return
+    if found.data:
+        try:
+            _, tokenizer, tokens = load(found.data)
+            found.survey = survey(texts(found.tree["files"], tokenizer, tokens), found.manifest, "the prepared tree")
+        except UserError as error:
+            found.damaged["the prepared tree"] = str(error)
+    if (found.folder / ARCHIVE).exists():
+        try:
+            found.archive = survey(read_archive(found.folder / ARCHIVE).items(), found.manifest, ARCHIVE)
+        except UserError as error:
+            found.damaged[ARCHIVE] = str(error)
+
+
+def complete_manifest(found):
+    """Adds to the manifest of a model what that of its tree says of the whole tree and of each file's notice: an older
+    prepare.py did not."""
+    theirs = {(entry["path"], entry["sha256"]): entry for entry in found.tree["files"]}
+    if "whole_tree" in found.tree and "whole_tree" not in found.manifest:
+        found.manifest["whole_tree"], found.completed = found.tree["whole_tree"], True
+        for key in ("files", "held_out"):
+            found.manifest[key] = [theirs.get((entry["path"], entry["sha256"]), entry) for entry in found.manifest[key]]
+
+
+def write_archive(files, executable):
+    """The bytes of a tree as tar.xz, the same each time. files: {quoted path: bytes}; executable: paths."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz", format=tarfile.PAX_FORMAT, preset=9 | lzma.PRESET_EXTREME,
+                      encoding="utf-8", errors="surrogateescape") as tar:
+        for path in sorted(files):
+            member = tarfile.TarInfo(unquote(path).decode("utf-8", "surrogateescape"))
+            member.size, member.mode = len(files[path]), 0o755 if path in executable else 0o644
+            tar.addfile(member, io.BytesIO(files[path]))
+    return packed.getvalue()
+
+
+def read_archive(path):
+    """{quoted path: bytes} of a tree's tar.xz. Raises UserError."""
+    from prepare import read_archive as members
+    from prepare import rooted
+
+    with open(path, "rb") as file:
+        return rooted(members(file, 2**40, path), "tree").files

@@ -51,6 +51,11 @@ def pack(tensor, kind):
     return scale.numpy().tobytes() + steps.to(torch.int8).numpy().tobytes(), steps * scale
 
 
+def shapes(model):
+    """[name, rows, columns] of each tensor, in the page's order; columns is 0 for a vector."""
+    return [[name, *tensor.shape, 0][:3] for name, tensor in model.tensors().items()]
+
+
 def choose_format(model, windows, batch_size, news):
     """(format, weights as bytes, [what was found of each format tried]): the smallest in which the model, which keeps
     the rounded weights, has every token of the windows right by more than NOISE; float32 if none does, or without
@@ -109,7 +114,7 @@ def main(argv=None):
         "model": folder.resolve().name, "name": manifest["name"], "origin": manifest["origin"],
         "licence": manifest["licence"], "config": dataclasses.asdict(model.config),
         "parameters": model.config.num_parameters, "format": kind, "tried": tried,
-        "tensors": [[name, *tensor.shape, 0][:3] for name, tensor in model.tensors().items()]}
+        "tensors": shapes(model)}
     page = make_page(about, tokenizer, manifest["files"], weights)
     out = settings.out or folder / "recite.html"
     write_result(out, page)

@@ -110,10 +110,11 @@ function advance(tokenizer, ids, token, context) { // [ids, bytes written], [ids
   return [null, null];
 }
 
-// The network. A matrix is kept eight rows at a time, the weights of a column side by side: so it is read from end to
-// end, and each number of the input once for eight sums.
+// The network. A matrix is kept eight rows at a time, a column of them side by side: so a product reads it from end to
+// end, and each number of the vector once for eight sums.
 const LANES = 8;
 const rounded = (rows) => Math.ceil(rows / LANES) * LANES;
+const placeOf = (row, column, columns) => (row - (row % LANES)) * columns + column * LANES + (row % LANES);
 
 function readTensors(bytes, list, format) { // list: [name, rows, columns], columns 0 for a vector -> {name: array}
   const tensors = {}, Kind = { int8: Int8Array, bfloat16: Uint16Array, float32: Float32Array }[format];
@@ -128,18 +129,16 @@ function readTensors(bytes, list, format) { // list: [name, rows, columns], colu
     let values = take(Kind, rows * columns);
     if (format === "bfloat16") values = new Float32Array(Uint32Array.from(values, (x) => x << 16).buffer);
     const matrix = (tensors[name] = new Float32Array(rounded(rows) * columns));
-    for (let r = 0, i = 0; r < rows; r++) {
-      const first = (r - (r % LANES)) * columns + (r % LANES);
-      for (let c = 0; c < columns; c++, i++) matrix[first + c * LANES] = values[i] * scales[r];
-    }
+    for (let r = 0; r < rows; r++)
+      for (let c = 0; c < columns; c++) matrix[placeOf(r, c, columns)] = values[r * columns + c] * scales[r];
   }
   return tensors;
 }
 
-function multiply(matrix, x, columns, y) { // y = matrix x
-  for (let i = 0, r = 0; i < matrix.length; r += LANES) {
+function multiply(matrix, x, y, rows, columns, width = columns) { // y = matrix x, of a matrix `width` columns wide
+  for (let r = 0; r < rows; r += LANES) {
     let a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
-    for (let n = 0; n < columns; n++, i += LANES) {
+    for (let n = 0, i = r * width; n < columns; n++, i += LANES) {
       const v = x[n];
       a += matrix[i] * v;
       b += matrix[i + 1] * v;
@@ -166,12 +165,14 @@ class Llama {
     Object.assign(this, { config, tensors, table: tensors["model.embed_tokens.weight"], held: [] });
     const { hidden_size: C, num_attention_heads: heads, num_key_value_heads: groups, vocab_size: V } = config;
     const context = config.max_position_embeddings, hs = C / heads, vector = (n) => new Float32Array(rounded(n));
-    Object.assign(this, { C, heads, groups, hs, x: vector(C), h: vector(C), out: vector(C), q: vector(C) });
+    Object.assign(this, { C, heads, groups, hs, x: vector(C), h: vector(C + LANES), out: vector(C), q: vector(C) });
     Object.assign(this, { k: vector(groups * hs), v: vector(groups * hs), scores: vector(context) });
     Object.assign(this, { gate: vector(config.intermediate_size), up: vector(config.intermediate_size) });
     this.logits = new Float32Array(rounded(V)).subarray(0, V);
     this.padded = new Float32Array(this.logits.buffer);
-    this.cache = range(config.num_hidden_layers).map(() => [0, 1].map(() => new Float32Array(context * groups * hs)));
+    // of each layer and group: keys, a row for each position, and values, a column for each
+    this.cache = range(config.num_hidden_layers).map(() => range(groups).map(() => (
+      { keys: new Float32Array(rounded(context) * hs), values: new Float32Array(rounded(hs) * context) })));
     const frequencies = range(hs / 2).map((i) => Math.fround(1 / Math.fround(config.rope_theta ** ((2 * i) / hs))));
     this.angles = range(context).map((position) => frequencies.map((f) => Math.fround(position * f)));
   }
@@ -194,23 +195,24 @@ class Llama {
     }
   }
 
-  attend([keys, values], position) { // of q, over all positions up to this one, into h
-    const { hs, scores, q, h } = this, width = this.groups * hs, share = this.heads / this.groups;
-    h.fill(0);
+  keep(cache, position) { // k and v
+    for (let i = 0; i < this.groups * this.hs; i++) {
+      const { keys, values } = cache[Math.floor(i / this.hs)], at = i % this.hs;
+      keys[placeOf(position, at, this.hs)] = this.k[i];
+      values[placeOf(at, position, this.config.max_position_embeddings)] = this.v[i];
+    }
+  }
+
+  attend(cache, position) { // of q, over all positions up to this one, into h
+    const { hs, scores } = this, seen = position + 1, root = Math.sqrt(hs), share = this.heads / this.groups;
     for (let head = 0; head < this.heads; head++) {
-      const mine = head * hs, theirs = Math.floor(head / share) * hs;
+      const { keys, values } = cache[Math.floor(head / share)];
+      multiply(keys, this.q.subarray(head * hs), scores, seen, hs);
       let most = -Infinity, sum = 0;
-      for (let p = 0; p <= position; p++) {
-        let dot = 0;
-        for (let i = 0, at = p * width + theirs; i < hs; i++) dot += q[mine + i] * keys[at + i];
-        scores[p] = dot / Math.sqrt(hs);
-        most = Math.max(most, scores[p]);
-      }
-      for (let p = 0; p <= position; p++) sum += scores[p] = Math.exp(scores[p] - most);
-      for (let p = 0; p <= position; p++) {
-        const weight = scores[p] / sum;
-        for (let i = 0, at = p * width + theirs; i < hs; i++) h[mine + i] += weight * values[at + i];
-      }
+      for (let p = 0; p < seen; p++) most = Math.max(most, scores[p]);
+      for (let p = 0; p < seen; p++) sum += scores[p] = Math.exp((scores[p] - most) / root);
+      for (let p = 0; p < seen; p++) scores[p] /= sum;
+      multiply(values, scores, this.h.subarray(head * hs), hs, seen, this.config.max_position_embeddings);
     }
   }
 
@@ -219,26 +221,25 @@ class Llama {
   }
 
   read(token, position) { // one token, whose keys and values are kept
-    const { C, x, h, q, k, v, out, gate, up, tensors } = this, width = this.groups * this.hs;
-    const first = (token - (token % LANES)) * C + (token % LANES), inner = this.config.intermediate_size;
-    for (let c = 0; c < C; c++) x[c] = this.table[first + c * LANES];
+    const { C, x, h, q, k, v, out, gate, up, table, tensors } = this, inner = this.config.intermediate_size;
+    for (let c = 0; c < C; c++) x[c] = table[placeOf(token, c, C)];
     this.cache.forEach((cache, n) => {
       const weight = (name) => tensors[`model.layers.${n}.${name}.weight`];
       this.norm(weight("input_layernorm"));
-      multiply(weight("self_attn.q_proj"), h, C, q);
-      multiply(weight("self_attn.k_proj"), h, C, k);
-      multiply(weight("self_attn.v_proj"), h, C, v);
+      multiply(weight("self_attn.q_proj"), h, q, C, C);
+      multiply(weight("self_attn.k_proj"), h, k, this.groups * this.hs, C);
+      multiply(weight("self_attn.v_proj"), h, v, this.groups * this.hs, C);
       this.turn(q, this.heads, position);
       this.turn(k, this.groups, position);
-      [k, v].forEach((part, i) => cache[i].set(part.subarray(0, width), position * width));
+      this.keep(cache, position);
       this.attend(cache, position);
-      multiply(weight("self_attn.o_proj"), h, C, out);
+      multiply(weight("self_attn.o_proj"), h, out, C, C);
       this.add();
       this.norm(weight("post_attention_layernorm"));
-      multiply(weight("mlp.gate_proj"), h, C, gate);
-      multiply(weight("mlp.up_proj"), h, C, up);
+      multiply(weight("mlp.gate_proj"), h, gate, inner, C);
+      multiply(weight("mlp.up_proj"), h, up, inner, C);
       for (let i = 0; i < inner; i++) gate[i] *= up[i] / (1 + Math.exp(-gate[i]));
-      multiply(weight("mlp.down_proj"), gate, inner, out);
+      multiply(weight("mlp.down_proj"), gate, out, C, inner);
       this.add();
     });
   }
@@ -249,7 +250,7 @@ class Llama {
     for (let at = same; at < ids.length; at++) this.read(ids[at], at);
     this.held = ids;
     this.norm(this.tensors["model.norm.weight"]);
-    multiply(this.tensors["lm_head.weight"] ?? this.table, this.h, this.C, this.padded);
+    multiply(this.tensors["lm_head.weight"] ?? this.table, this.h, this.padded, this.logits.length, this.C);
     return this.logits;
   }
 }

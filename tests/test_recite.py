@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from browser import find_browser, open_page, so_far, start_browser, wait, written
 from conftest import ROOT, hostile_files, says_no
 
 from memory.corpus import load
@@ -46,41 +47,18 @@ def page(learned):
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium, the same for all tests here."""
-    selenium = pytest.importorskip("selenium.webdriver")
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
-    if not (driver and chromium):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("there is no chromium with chromedriver here")
-    options = selenium.ChromeOptions()
-    options.binary_location = chromium
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    session = selenium.Chrome(options, selenium.ChromeService(driver))
-    session.set_script_timeout(120)
+    if not find_browser() and not os.environ.get("CI"):
+        pytest.skip("there is no chromium with chromedriver here")
+    session = start_browser()
     yield session
     session.quit()
-
-
-def wait(browser, expression):
-    """The value of a JavaScript expression, as soon as it is true."""
-    end = time.monotonic() + 60
-    while not (value := browser.execute_script(f"return {expression}")):
-        assert time.monotonic() < end, browser.execute_script("return document.body.innerText")
-        time.sleep(0.05)
-    return value
 
 
 @pytest.fixture
 def opened(browser, page):
     """The browser with the page, ready to write."""
-    browser.get(page.as_uri())
-    wait(browser, "!$('go').disabled")
+    open_page(browser, page)
     return browser
-
-
-def written(browser):
-    """(bytes, verdict) of the text that is being written, once it has ended."""
-    verdict = wait(browser, "!$('verdict').hidden && $('verdict').textContent")
-    return bytes(browser.execute_script("return now.chunks.flatMap((chunk) => [...chunk])")), verdict
 
 
 def prompt(browser, text):
@@ -147,7 +125,7 @@ def test_drawing_invents_and_stops(opened, contents):
         size = opened.execute_script("return now.size")
         time.sleep(0.4)
         assert opened.execute_script("return [now.size, $('stop').disabled]") == [size, True]
-    assert bytes(opened.execute_script("return now.chunks.flatMap((chunk) => [...chunk])")) != contents["tiny/decoder.py"]
+    assert so_far(opened) != contents["tiny/decoder.py"]
 
 
 def test_what_was_learned_otherwise_is_not_identical(browser, learned, tmp_path):
@@ -160,8 +138,7 @@ def test_what_was_learned_otherwise_is_not_identical(browser, learned, tmp_path)
     manifest["files"][1]["sha256"] = "0" * 64
     write_json(folder / "manifest.json", manifest)
     assert recite.main(["--model", str(folder)]) == 0, "no tree is at hand: float32"
-    browser.get((folder / "recite.html").as_uri())
-    wait(browser, "!$('go').disabled")
+    open_page(browser, folder / "recite.html")
     assert browser.execute_script("return [document.querySelector('img, #evil'), document.title]") == [
         None, manifest["name"] + ", recited by weights"]
     assert manifest["licence"] in browser.execute_script("return $('lead').textContent")
@@ -256,8 +233,9 @@ def table_of_cases(tokenizer):
         add("sha256", [chars(text)], hashlib.sha256(text).hexdigest())
     for size in (55, 56, 63, 64, 65, 119, 120, 5000):
         add("sha256", [chars(source[:size])], hashlib.sha256(source[:size]).hexdigest())
-    for text in [b"a/b c", b"a/b+7 c", b"a/b+07 c", b"a/b+0 c", b"a/b", b"a /b c", b"/a/b c", b"a/b%20c+999999999999999 ",
-                 b"a/b+9999999999999999 ", b"static int x", b"// x/y z", b" a/b c", b"", b"a/b  c", b"a/b+1+2 c", b"a/\xff c"]:
+    for text in [b"a/b c", b"a/b+7 c", b"a/b+07 c", b"a/b+0 c", b"a/b", b"a /b c", b"/a/b c", b"a/b  c", b"a/b+1+2 c",
+                 b"a/b%20c+999999999999999 ", b"a/b+9999999999999999 ", b"int x", b"// x/y z", b" a/b c", b"",
+                 b"a/\xff c"]:
         found = parse_address(text)
         add("parseAddress", [chars(text)], found and dict(zip(("path", "offset", "length"), found)))
     paths = ["tiny/decoder.py", "tiny/odd/name%2B%25%FF:1%20", "t/a", "%C3%A4/~!", "linux/fs/nfs/file.c"]
@@ -343,6 +321,5 @@ def test_bad_use(learned, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     says_no(recite.main, [], "train.py")
     monkeypatch.chdir(learned)
-    says_no(recite.main, ["--batch_size=0"], "batch_size")
     says_no(recite.main, ["--data", tmp_path], "manifest.json", "prepare.py")
     says_no(recite.main, ["--model=out/tiny", "--out=/proc/no"], "/proc/no")

@@ -288,7 +288,7 @@ function heal(model, tokenizer, prompt, temperature) {
   if (found) {
     const sure = found.offset + prompt.length - found.length - longest;
     const windows = cut(tokenizer, found.path, tokenizer.encode(prompt.slice(found.length)), context, found.offset);
-    offset = windows.findLast((window) => window.offset === found.offset || window.offset <= sure).offset;
+    offset = windows.filter((window) => window.offset === found.offset || window.offset <= sure).at(-1).offset;
     text = prompt.slice(found.length + offset - found.offset);
   }
   const candidates = [];

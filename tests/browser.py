@@ -62,7 +62,8 @@ def wait(browser, expression, seconds=60):
     """The value of a JavaScript expression, as soon as it is true."""
     end = time.monotonic() + seconds
     while not (value := browser.execute_script(f"return {expression}")):
-        assert time.monotonic() < end, browser.execute_script("return document.body.innerText")
+        if time.monotonic() > end:
+            raise UserError(f"the page is not ready within {seconds:.0f} s: it lacks {expression}")
         time.sleep(0.05)
     return value
 

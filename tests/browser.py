@@ -4,8 +4,8 @@
     python tests/browser.py --page out/memorize/recite.html --files 20 --json figures.json
     python tests/browser.py --page out/quick/recite.html --only linux/fs/nfs/file.c --film docs/recite.webp
 
-Each file is chosen in the page, and what it writes is held against the file's SHA-256. Exit status 0: all are identical.
-In the film the text is blurred: it is the tree's, and not to be passed on with this project.
+Each file is chosen in the page, and what it writes is held against the file's SHA-256. Exit status 0: all are
+identical. In the film the text is blurred: it is the tree's, and not to be passed on with this project.
 """
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ from memory.output import UserError, progress, run_script  # noqa: E402
 from memory.settings import parse  # noqa: E402
 
 WINDOW = 1200, 900  # of the film, in pixels
-BLUR = "const style = document.createElement('style'); style.textContent = '#text { filter: blur(2.5px) }';" \
+BLUR = "const style = document.createElement('style'); style.textContent = '#text { filter: blur(4px) }';" \
        "document.head.append(style)"
 
 
@@ -158,8 +158,8 @@ def main(argv=None):
     result = {"page_bytes": about["page_bytes"], "format": about["format"], "tried": about["tried"], "browser": agent,
               "files": len(rows), "files_exact": exact, "tokens_per_second": round(tokens / seconds, 1),
               "peak_memory": memory, "rows": rows}
-    print(f"{exact} of {len(rows)} files identical, {sum(row['bytes'] for row in rows):,} bytes; {tokens / seconds:.0f} "
-          f"tokens/s, {memory / 1e6:.0f} MB; page of {about['page_bytes']:,} bytes, {about['format']}")
+    print(f"{exact} of {len(rows)} files identical, {sum(row['bytes'] for row in rows):,} bytes; "
+          f"{tokens / seconds:.0f} tokens/s, {memory / 1e6:.0f} MB; page of {about['page_bytes']:,} bytes, {about['format']}")
     if settings.json:
         write_file(settings.json, json.dumps(result, indent=1).encode())
     return 0 if exact == len(rows) else 1

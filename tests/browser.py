@@ -159,8 +159,9 @@ def main(argv=None):
               "files": len(rows), "files_exact": exact, "tokens_per_second": round(tokens / seconds, 1),
               "peak_memory": memory, "rows": rows}
     size = sum(row["bytes"] for row in rows)
-    print(f"{exact} of {len(rows)} files identical, {size:,} bytes; {tokens / seconds:.0f} tokens/s, {memory / 1e6:.0f} "
-          f"MB; page of {about['page_bytes']:,} bytes, {about['format']}")
+    size = sum(row["bytes"] for row in rows)
+    print(f"{exact} of {len(rows)} files identical, {size:,} bytes; {tokens / seconds:.0f} tokens/s, "
+          f"{memory / 1e6:.0f} MB; page of {about['page_bytes']:,} bytes, {about['format']}")
     if settings.json:
         write_file(settings.json, json.dumps(result, indent=1).encode())
     return 0 if exact == len(rows) else 1

@@ -33,13 +33,12 @@ from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
 from memory.files import STDOUT, digest_of, newest, write_file, write_json, write_result
 from memory.generate import SHOWN, recite
 from memory.output import UserError, emit, progress, run_script
+from memory.page import as_json, fill
 from memory.settings import parse
 from memory.tokenizer import BOS, choose_packer, compressed_bits
 from memory.windows import Windows, cut, unquote
 from model import load_model
 import openness
-
-PAGE = Path(__file__).with_name("report.html")
 
 
 @dataclasses.dataclass
@@ -244,10 +243,11 @@ def compare(files, texts, windows, passed, folder):
 def write_report(result, folder, path):
     """Writes the page with the figures `result` and the model's log to `path`, or if that is "" into the model's
     folder, which may be read-only: then a warning is all. Returns where it is, or "none"."""
-    page = json.dumps(result | {"log": read_log(folder)}).replace("<", "\\u003c")
-    page = PAGE.read_text(encoding="utf-8").replace("/*DATA*/null", page).encode()
+    target = Path(path or folder / "report.html")
+    reciting = (target.parent / "recite.html").exists()
+    page = fill("report.html", DATA=as_json(result | {"log": read_log(folder), "recite": reciting}))
     try:
-        write_result(path or folder / "report.html", page)
+        write_result(path or target, page)
     except UserError as error:
         if path:
             raise

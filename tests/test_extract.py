@@ -298,9 +298,10 @@ def test_bad_use(learned, tmp_path, monkeypatch):
 def test_the_page_is_whole(learned):
     """The template has one place for data, and nothing in the data can close the script."""
     template = (ROOT / "report.html").read_text()
-    assert template.count("/*DATA*/null") == 1
+    assert template.count("/*DATA*/null") == template.count("<!--include treemap.html-->") == 1
     html = (learned / "out/tiny/report.html").read_text()
-    assert html.count("</script>") == template.count("</script>")
+    treemap = (ROOT / "treemap.html").read_text()
+    assert html.count("</script>") == template.count("</script>") + treemap.count("</script>")
 
 
 def test_bench_runs(learned, tmp_path):

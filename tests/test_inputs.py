@@ -9,13 +9,14 @@ import bench
 import extract
 import openness
 import prepare
+import recite
 import sample
 import trace
 import train
 import verify
 
-SCRIPTS = {"prepare": prepare, "train": train, "sample": sample, "extract": extract, "bench": bench, "verify": verify,
-           "openness": openness, "trace": trace}
+SCRIPTS = {"prepare": prepare, "train": train, "sample": sample, "extract": extract, "recite": recite, "bench": bench,
+           "verify": verify, "openness": openness, "trace": trace}
 WRONG = {int: ["x", "", "1.5", "nan", "inf", "1e400", "0x10", "٣x", "1,000"], float: ["x", "", "nan", "inf", "-inf", "1e400"],
          bool: ["maybe", "2", "-1"], str: [], tuple: []}
 
@@ -80,6 +81,7 @@ BAD = [
     ("sample", ["--file=\udcff"], "did not learn"), ("sample", ["--device=gpu"], "cpu"), ("sample", ["linux/"], "linux/"),
     ("extract", ["--batch_size=0"], "batch_size"), ("extract", ["--batch_size=-1"], "batch_size"),
     ("extract", ["--floor=0"], "floor"), ("extract", ["--floor=1"], "floor"), ("extract", ["--floor=-1"], "floor"),
+    ("recite", ["--batch_size=0"], "batch_size"), ("recite", ["--data=/nowhere"], "/nowhere"),
     ("extract", ["--model=/nowhere"], "/nowhere"), ("extract", ["--data=/nowhere"], "/nowhere"),
     ("extract", ["--only=nothing/"], "nothing/"), ("extract", ["--device=gpu"], "cpu"), ("extract", ["x"], "'x'"),
     ("bench", ["--repeats=0"], "repeats"), ("bench", ["--new_tokens=0"], "new_tokens"),

@@ -53,10 +53,10 @@ for words in sys.argv[1:]:
 def test_without_what_windows_lacks(work, tree, tmp_path):
     """Every script, start to end, in one process that has no fcntl, sysconf, SIGHUP and opens no folders."""
     scripts = [f"prepare.py --source {tree} --vocab_size 700", f"train.py {work}/configs/tiny.py --max_steps 2",
-               "sample.py", "extract.py --check", "verify.py"]
+               "sample.py", "extract.py --check", "recite.py", "verify.py"]
     done = python(WINDOWS, *scripts, cwd=tmp_path)
     ended = [line.split()[2] for line in done.stdout.splitlines() if line.startswith(b"ended with")]
-    assert ended[1:] == [b"0", b"0", b"1", b"0"], done.stdout + done.stderr
+    assert ended[1:] == [b"0", b"0", b"1", b"0", b"0"], done.stdout + done.stderr
     assert b"Traceback" not in done.stderr
 
 
@@ -310,7 +310,7 @@ def test_a_stream_that_knows_no_half_characters():
     assert stream.text == "漢\n\\xff\na\\udcffb" and not out.lost and not out.isatty()
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "sample", "extract", "verify", "bench"])
+@pytest.mark.parametrize("name", ["prepare", "train", "sample", "extract", "recite", "verify", "bench"])
 def test_help_without_docstrings_and_without_source(name, monkeypatch):
     module = importlib.import_module(name)
     plain = settings._help(module.Settings, module.__doc__)

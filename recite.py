@@ -1,0 +1,126 @@
+"""A page that recites: one HTML file in which the weights write out, in any browser, what they know by heart.
+
+    python recite.py                                   # the newest model -> out/<model>/recite.html
+    python recite.py --model out/quick --out page.html
+
+The page needs no network and no library. It holds the weights, the pieces, and the files' paths and hashes, and no text
+of a file. The weights are rounded to int8 with a scale for each row, or to bfloat16, if every token is still right by a
+lead that no order of summing could turn; else they stay float32. That takes the prepared tree.
+"""
+import base64
+import dataclasses
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+
+from extract import load_tree
+from memory.device import find_device
+from memory.evaluate import NOISE, examine
+from memory.files import STDOUT, newest, write_result
+from memory.output import UserError, run_script
+from memory.page import as_json, fill
+from memory.settings import parse
+from memory.windows import Windows
+from model import load_model
+
+FORMATS = ("int8", "bfloat16", "float32")  # the smallest first
+MARKS = 259  # pieces that every tokenizer begins with: three marks and the bytes
+
+
+@dataclasses.dataclass
+class Settings:
+    model: str = ""  # folder of the model; the newest under out/ if left out
+    data: str = ""  # folder that prepare.py wrote; one under data/ that fits the model if left out
+    out: str = ""  # file for the page; recite.html in the model's folder if left out
+    batch_size: int = 32  # windows verified at once
+    device: str = "auto"  # where they are verified: cuda, mps, cpu; auto: the first that is there
+
+
+def pack(tensor, kind):
+    """(bytes, tensor): one float32 tensor as the page holds it, and the float32 values that the page makes of that.
+    Vectors stay float32. A matrix in int8 has the scales of its rows first, float32."""
+    if tensor.dim() == 1 or kind == "float32":
+        return tensor.numpy().tobytes(), tensor
+    if kind == "bfloat16":
+        rounded = tensor.bfloat16()
+        return rounded.view(torch.int16).numpy().tobytes(), rounded.float()
+    scale = (tensor.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)  # a row of zeros has no scale
+    steps = (tensor / scale).round()
+    return scale.numpy().tobytes() + steps.to(torch.int8).numpy().tobytes(), steps * scale
+
+
+def shapes(model):
+    """[name, rows, columns] of each tensor, in the page's order; columns is 0 for a vector."""
+    return [[name, *tensor.shape, 0][:3] for name, tensor in model.tensors().items()]
+
+
+def choose_format(model, windows, batch_size, news):
+    """(format, weights as bytes, [what was found of each format tried]): the smallest in which the model, which keeps
+    the rounded weights, has every token of the windows right by more than NOISE; float32 if none does, or without
+    windows."""
+    tensors = {name: tensor.clone() for name, tensor in model.tensors().items()}
+    tried = []
+    for kind in FORMATS if windows else FORMATS[-1:]:
+        packed = {name: pack(tensor, kind) for name, tensor in tensors.items()}
+        weights = b"".join(data for data, _ in packed.values())
+        if windows:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(packed[name][1])
+            passed = examine(model, windows, batch_size, model.lm_head.weight.device)
+            found = {"format": kind, "bytes": len(weights), "wrong": sum(int((~right).sum()) for right, _, _ in passed),
+                     "closest": min(float(lead.min()) for _, _, lead in passed)}
+            tried.append(found)
+            print(f"{kind:9} {len(weights):>12,} bytes, {found['wrong']:,} of {windows.scored:,} tokens wrong, closest "
+                  f"call {found['closest']:.4f} logits", file=news, flush=True)
+            if not found["wrong"] and found["closest"] > NOISE:
+                break
+    return kind, weights, tried
+
+
+def make_page(about, tokenizer, files, weights):
+    """The page, as bytes. about: what the page says of itself, to which its sizes are added; files: entries of the
+    manifest."""
+    pieces = as_json([piece.decode() for piece in tokenizer.pieces[MARKS:]])
+    rows = as_json([[file[key] for key in ("path", "bytes", "sha256", "tokens")] for file in files])
+    text = base64.b64encode(weights).decode()
+    about |= {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(text),
+              "pieces_bytes": len(pieces), "files_bytes": len(rows), "page_bytes": 0}
+    while True:  # until the page says its own size right
+        page = fill("recite.html", ABOUT=as_json(about), PIECES=pieces, FILES=rows, WEIGHTS=text)
+        if len(page) == about["page_bytes"]:
+            return page
+        about["page_bytes"] = len(page)
+
+
+def main(argv=None):
+    settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
+    if settings.batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {settings.batch_size}")
+    folder = Path(settings.model or newest("model"))
+    model, tokenizer, manifest = load_model(folder, find_device(settings.device))
+    news = sys.stderr if settings.out in STDOUT else sys.stdout
+    data = load_tree(settings, manifest)
+    windows = data and Windows(data[2], manifest["files"], tokenizer, model.config.max_position_embeddings)
+    kind, weights, tried = choose_format(model, windows, settings.batch_size, news)
+    if not windows:
+        print("the prepared tree is not at hand: the weights stay float32, and are not verified", file=news)
+    elif tried[-1]["wrong"] or tried[-1]["closest"] <= NOISE:
+        print(f"warning: not every token is right by more than {NOISE:g} logits: the page will not recite every file",
+              file=sys.stderr)
+    about = {
+        "model": folder.resolve().name, "name": manifest["name"], "origin": manifest["origin"],
+        "licence": manifest["licence"], "config": dataclasses.asdict(model.config),
+        "parameters": model.config.num_parameters, "format": kind, "tried": tried,
+        "tensors": shapes(model)}
+    page = make_page(about, tokenizer, manifest["files"], weights)
+    out = settings.out or folder / "recite.html"
+    write_result(out, page)
+    print(f"{out}: {len(page):,} bytes, weights in {kind}, {len(manifest['files']):,} files", file=news)
+    return 0
+
+
+if __name__ == "__main__":
+    run_script(main)

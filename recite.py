@@ -24,6 +24,7 @@ from memory.page import as_json, fill
 from memory.settings import parse
 from memory.windows import Windows
 from model import load_model
+import openness
 
 FORMATS = ("int8", "bfloat16", "float32")  # the smallest first
 MARKS = 259  # pieces that every tokenizer begins with: three marks and the bytes
@@ -118,6 +119,8 @@ def main(argv=None):
     page = make_page(about, tokenizer, manifest["files"], weights)
     out = settings.out or folder / "recite.html"
     write_result(out, page)
+    if not settings.out and (folder / "SHA256SUMS").exists():
+        openness.write_sums(folder, ["recite.html"])
     print(f"{out}: {len(page):,} bytes, weights in {kind}, {len(manifest['files']):,} files", file=news)
     return 0
 

@@ -16,11 +16,12 @@ from browser import find_browser, open_page, so_far, start_browser, wait, writte
 from conftest import ROOT, hostile_files, says_no
 
 from memory.corpus import load
-from memory.files import read_json, write_json
+from memory.files import digest_of, read_json, write_json
 from memory.generate import generate
 from memory.tokenizer import BOS, EOS, Tokenizer
 from memory.windows import Windows, advance, cut, opening, parse_address, slide
 from model import Llama, LlamaConfig
+from openness import read_sums
 import extract
 import recite
 
@@ -42,6 +43,10 @@ def page(learned):
     finally:
         os.chdir(before)
     return learned / "out/tiny/recite.html"
+
+
+def test_the_page_is_among_the_sums_of_its_folder(page):
+    assert read_sums(page.parent)["recite.html"] == digest_of(page)
 
 
 @pytest.fixture(scope="module")

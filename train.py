@@ -247,10 +247,10 @@ def loop(run, objective, stop):
 def look(run, meter, stop, before):
     """A full pass, logged; it says whether the run is done, and begins the mending. Returns the wrong tokens of each
     window, int64 (windows,); `before` if the run was asked to stop on the way."""
-    state, schedule, batch_size = run.state, run.schedule, -(-2 * run.settings.batch_size // processes.count())
+    state, schedule = run.state, run.schedule
     precisions = (run.dtype, torch.float32) if state.step < schedule.main_steps else (torch.float32,)
     for precision in dict.fromkeys(precisions):  # the slow float32 only if it decides
-        counted = count_wrong(run.model, run.windows, batch_size, run.device, precision, stop.status)
+        counted = count_wrong(run.model, run.windows, run.device, precision, stop.status)
         if counted is None:
             return before
         wrong, nats = counted

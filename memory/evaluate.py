@@ -16,6 +16,7 @@ from memory.output import progress
 from memory.tokenizer import BOS, EOS
 from memory.windows import IGNORE
 
+LOGITS = 2**25  # logits that a full pass has in memory at once: few enough for a small machine
 LISTED = 10_000  # about how many errors a list holds at most
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
@@ -38,16 +39,21 @@ def teacher_forced(model, windows, batch, device, dtype=torch.float32):
     return scored, logits, to_device(targets[scored], device)
 
 
-def count_wrong(model, windows, batch_size, device, dtype=torch.float32, stopped=lambda: False):
+def at_once(windows):
+    """How many windows a full pass takes at once."""
+    return max(1, LOGITS // (windows.context * windows.tokenizer.vocab_size))
+
+
+def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: False):
     """A full pass over the windows, shared out among the processes: (wrong tokens of each window, int64 array
     (windows,); nats per scored token). None if stopped() says so on the way, to every process alike."""
     wrong, nats = torch.zeros(len(windows), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
     mine = np.argsort(-windows.length, kind="stable")[processes.rank()::processes.count()]
-    share = -(-len(windows) // processes.count())
-    for first in progress(range(0, share, batch_size), desc="full pass", unit=" batches", disable=processes.rank() > 0):
+    share, size = -(-len(windows) // processes.count()), at_once(windows)
+    for first in progress(range(0, share, size), desc="full pass", unit=" batches", disable=processes.rank() > 0):
         if stopped():
             return None
-        batch = mine[first:first + batch_size]
+        batch = mine[first:first + size]
         if len(batch):  # a process may have one window less than another
             scored, logits, targets = teacher_forced(model, windows, batch, device, dtype)
             missed = np.zeros(scored.shape, dtype=np.int64)
@@ -57,16 +63,16 @@ def count_wrong(model, windows, batch_size, device, dtype=torch.float32, stopped
     return processes.total(wrong).numpy(), processes.total(nats).item() / windows.scored
 
 
-def list_errors(model, windows, wrong, batch_size, device):
+def list_errors(model, windows, wrong, device):
     """The tokens that are wrong in the windows in which `wrong`, int64 (windows,), counts some: a dict for each with
     its path, its byte in the file, the text there, the text that the model writes instead, and the probability and
     rank of the right token. About the first LISTED."""
     def name(token):
         return {BOS: "<s>", EOS: "</s>"}.get(token) or windows.tokenizer.pieces[token].decode(errors="backslashreplace")
 
-    errors, indices = [], np.flatnonzero(wrong * (wrong.cumsum() - wrong < LISTED))
-    for first in progress(range(0, len(indices), batch_size), desc="listing errors", unit=" batches"):
-        batch = indices[first:first + batch_size]
+    errors, indices, size = [], np.flatnonzero(wrong * (wrong.cumsum() - wrong < LISTED)), at_once(windows)
+    for first in progress(range(0, len(indices), size), desc="listing errors", unit=" batches"):
+        batch = indices[first:first + size]
         scored, logits, targets = teacher_forced(model, windows, batch, device)
         written = logits.argmax(-1)
         rows, columns = scored.nonzero()

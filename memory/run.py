@@ -270,14 +270,14 @@ def finish(run, wrong, stop):
     written last: so what a kill here leaves undone is done by the next start."""
     out, state, status = run.out, run.state, stop.status()
     if state.done and wrong is None:  # a finished run, whose model is written again
-        wrong, _ = count_wrong(run.model, run.windows, run.settings.batch_size, run.device)
+        wrong, _ = count_wrong(run.model, run.windows, run.device)
     if processes.rank() == 0:
         remove(out / "build.json")  # of an earlier stop
     save(run)
     if processes.rank() > 0:
         return 0 if state.done else status
     if state.done:
-        errors = list_errors(run.model, run.windows, wrong, run.settings.batch_size, run.device)
+        errors = list_errors(run.model, run.windows, wrong, run.device)
         report_errors(out / "errors.jsonl", errors, wrong)
     sha256 = save_model(run)
     stop.restore()

@@ -62,6 +62,7 @@ class Settings:
     only: tuple = ()  # keep the files whose path begins with one of these
     exclude: tuple = ()  # leave out each path that a pattern fits, as '*.map' (* is any text, also with /) or 'a/b/'
     vocab_size: int = 0  # pieces in the vocabulary, at most 65536; 0: one for each 144 bytes of text, 32768 at most
+    tokenizer: str = ""  # folder of a prepared tree or a model whose pieces to take, so that both have the same ids
     out: str = ""  # folder to write; data/<name of the tree> if not given
     max_bytes: int = 4 * 2**30  # refuse a tree larger than this once unpacked
     quiet: bool = False  # no table and no progress bars; errors and warnings are still printed
@@ -498,6 +499,9 @@ def main(argv=None):
     if settings.vocab_size and not 260 <= settings.vocab_size <= 65536:
         raise UserError(f"--vocab_size must be 0, or from 260 (256 bytes, 3 marks and a space) to 65536 (the tokens are "
                         f"uint16), not {settings.vocab_size}")
+    if settings.tokenizer and settings.vocab_size:
+        raise UserError(f"{settings.tokenizer} has its own number of pieces: leave out --vocab_size or --tokenizer")
+    taken = Tokenizer.load(settings.tokenizer) if settings.tokenizer else None
     bar = functools.partial(progress, disable=True) if settings.quiet else progress
     started = time.monotonic()
     name, tree, origin = collect(settings, bar)
@@ -510,7 +514,8 @@ def main(argv=None):
 
     packer, preset = choose_packer(size)
     with packing(files, preset) as bits:
-        tokenizer = Tokenizer.train(sample(files, LARGE), settings.vocab_size or default_vocab_size(size))
+        tokenizer = taken or Tokenizer.train(
+            sample(files, LARGE), settings.vocab_size or default_vocab_size(size))
         with lock(folder):
             refuse_model(folder)  # a run may have begun there
             written = write(folder, files, tokenizer, bar)
@@ -519,14 +524,15 @@ def main(argv=None):
             manifest = {
                 "name": name, **origin, "licence": licence, "only": list(settings.only),
                 "exclude": list(settings.exclude), "whole_tree": describe(tree, files, origin, path),
-                "pieces_learned_from_bytes": min(size, LARGE), **written, "compressed_by": packer,
+                "pieces_learned_from_bytes": 0 if taken else min(size, LARGE), **written, "compressed_by": packer,
                 "compressed_bits": bits()}
             write_json(folder / "manifest.json", manifest)
     if settings.quiet:
         return
 
     stand_in = " (a STAND-IN for Linux 1.0)" if manifest["origin"] == "stand-in" else ""
-    part = f", learned from {LARGE:,} bytes in files drawn by a fixed seed" if size > LARGE else ""
+    part = f", those of {settings.tokenizer}" if taken else (
+        f", learned from {LARGE:,} bytes in files drawn by a fixed seed" if size > LARGE else "")
     left_out = [("left out", f"{len(tree.files) - len(files):,} files, by --only or --exclude")] * (
         len(files) < len(tree.files))
     for label, value in [

@@ -145,6 +145,7 @@ def data(e):
         selection = f"whole files, drawn by the seed {settings['seed']}"
     if manifest["only"] or manifest["exclude"]:
         selection += f"; prepared with --only {list(manifest['only'])} --exclude {list(manifest['exclude'])}"
+    source = "from the tree" if manifest["pieces_learned_from_bytes"] else "from another tree"
     rows = [("tree", f"{manifest['name']}: {whole['files']:,} files, {whole['bytes']:,} bytes"),
             ("public address", whole["url"] or "none"), ("SHA-256 of what is there", whole["sha256"] or "none"),
             ("SWHID, which is git's hash of the tree", whole["swhid"]), ("digest of its files", whole["digest"]),
@@ -153,7 +154,7 @@ def data(e):
             ("left out of the tree as it came", left_out or "nothing"), ("selection", selection),
             ("filtering, cleaning, deduplication", "none"), ("labels", "none"),
             ("tokens", f"{sum(file['tokens'] for file in learned):,} learned, of {manifest['vocab_size']:,} kinds, "
-                       "which were learned from the tree; every byte comes back"),
+                       f"which were learned {source}; every byte comes back"),
             ("SHA-256 of train.bin", manifest["train_bin_sha256"]),
             (f"learned text under {manifest['compressed_by']}", f"{manifest['compressed_bits'] // 8:,} bytes"),
             *((f"personal data: {name}", f"{count:,}") for name, count in e.stated["personal_data"].items())]

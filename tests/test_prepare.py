@@ -18,9 +18,11 @@ import pytest
 from conftest import says_no, script
 
 from memory import tokenizer
+from memory.corpus import load
 from memory.files import lock
 from memory.output import UserError
 from memory.tokenizer import Tokenizer
+from memory.windows import opening
 import prepare
 
 
@@ -355,6 +357,30 @@ def test_a_tree_that_cannot_be_written_leaves_the_one_before(tree, work, tmp_pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_pieces_of_another_tree(tree, work, tmp_path, monkeypatch):
+    """A tree that was changed is spelled with the pieces of before: what did not change has the same ids."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tree, tmp_path / "changed-1.0")
+    (tmp_path / "changed-1.0/decoder.py").write_bytes("Größe, 漢字, new\n".encode() * 9)
+    before = work / "data/tiny-1.0"
+    prepare.main(["--source", "changed-1.0", "--tokenizer", str(before), "--out", "t"])
+    assert (tmp_path / "t/tokenizer.model").read_bytes() == (before / "tokenizer.model").read_bytes()
+    (old, tokenizer, ids), (new, _, new_ids) = load(before), load(tmp_path / "t")
+    assert new["pieces_learned_from_bytes"] == 0 < old["pieces_learned_from_bytes"]
+
+    def text_of(manifest, ids, name):
+        (file,) = (file for file in manifest["files"] if file["path"].endswith(name))
+        return ids[file["first_token"] + len(opening(tokenizer, file["path"])):][:file["tokens"]].tolist()
+
+    assert text_of(old, ids, "scanner.py")[:200] == text_of(new, new_ids, "scanner.py")[:200]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/tokenizer.model").write_bytes(b"no tokenizer")
+    for words, said in [(["--tokenizer=nowhere"], "nowhere"), (["--tokenizer=broken"], "damaged"),
+                        (["--tokenizer", before, "--vocab_size=300"], "--vocab_size")]:
+        says_no(prepare.main, ["--source", "changed-1.0", *words, "--out", "u"], said)
+    assert not (tmp_path / "u").exists()
 
 
 def test_of_a_large_tree_a_part_is_learned_and_all_is_written(tree, contents, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ A race is between train.py with a config and what a user could write with transf
 size under AdamW, on the same files, windows and batches, compiled if that is faster. The rival chooses its best: of
 several learning rates and lengths, each run with a decay planned for its length, the soonest alone counts, and the
 search for it does not. It learns nothing but the tokens that are counted, and train.py learns the paths as well.
-Both are looked at once a pass, and every token right means in float32. The minutes are those of the steps: looks and
+Both are looked at once a pass, but train.py not while it mends, and every token right means in float32. The minutes are those of the steps: looks and
 compilation are left out for both. Minutes with them are given too.
 """
 import dataclasses
@@ -36,7 +36,7 @@ from memory.generate import generate, recite
 from memory.optim import make_optimizers, update
 from memory.output import UserError, progress, run_script
 from memory.race import Race, Rival, our_run, race_picture, show_race, show_run, soonest, their_runs
-from memory.sampler import draw_classes
+from memory.sampler import make_batch
 from memory.settings import parse
 from memory.tokenizer import BOS, EOS, Tokenizer
 from memory.windows import IGNORE, Windows, address, opening
@@ -53,7 +53,7 @@ class Settings:
     config: str = ""  # whose model and optimizer; if left out configs/memorize.py, for a race configs/quick.py
     vocab_size: int = 32768  # of the model that is timed in training
     model: str = ""  # whose generation is timed; the newest under out/ if left out
-    repeats: int = 5  # turns of everything, behind one that warms up
+    repeats: int = 5  # turns of everything, after one that warms up
     new_tokens: int = 100  # tokens to generate for each stream
     device: str = "auto"  # cuda, mps or cpu
     race: bool = False  # instead, a race with transformers on the files of the config
@@ -61,7 +61,7 @@ class Settings:
     race_minutes: float = 30.0  # the longest run of transformers in it, in minutes of steps
     picture: str = ""  # draw the race into this file, an SVG
     original_minutes: float = 0.0  # instead, train the original's model by its recipe for so long and see what it has
-    data: str = ""  # for these two, the prepared tree; the newest under data/ if left out
+    data: str = ""  # for a race or the original's recipe, the prepared tree; the newest under data/ if left out
     json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
 
 
@@ -80,20 +80,33 @@ def timed_step(forward, update, device):
     return step
 
 
+class RandomWindows:
+    """Random tokens in the place of a tree's Windows, all of them scored; some tokens often, most seldom, about as in
+    text."""
+
+    def __init__(self, vocab_size, context):
+        self.vocab_size, self.context = vocab_size, context
+        self.counts = np.bincount(self.batch(range(2**22 // context), 1)[0].flatten(), minlength=vocab_size)
+
+    def batch(self, indices, seed):
+        """(inputs, targets), int64 (B, context)."""
+        shape = (2, len(indices), self.context)
+        return (self.vocab_size * np.random.default_rng(seed).random(shape) ** 5).astype(np.int64)
+
+    def weights(self, indices, openings):
+        return np.ones((len(indices), self.context), dtype=np.float32)
+
+
 def our_step(training, config, device, dtype):
-    """A training step as train.py makes it, timed."""
+    """(a training step as train.py makes it, timed; the operations of its products)."""
     model = Llama(config, torch.Generator().manual_seed(0)).to(device)
     optimizers, objective = make_optimizers(model, training, dtype), Objective(model, dtype)
-    objective.compile(dynamic=False)
-    inputs, targets = random_tokens(config, training.batch_size, device)
-    targets = targets.flatten().cpu().numpy()
-    counts = np.bincount(targets, minlength=config.vocab_size)
-    drawn = draw_classes(targets, training.negatives, counts, np.random.default_rng(0))
-    targets, classes, offsets = (to_device(array, device) for array in drawn)
-    places, weights = torch.arange(len(targets), device=device), torch.ones(len(targets), device=device)
-    count, focal = weights.sum(), torch.tensor(training.focal, device=device)
-    return timed_step(lambda: objective(inputs, places, targets, weights, classes, offsets, count, focal)[0],
-                      lambda: update(optimizers, 1e-3), device)
+    objective.compile()
+    windows = RandomWindows(config.vocab_size, config.max_position_embeddings)
+    batch = make_batch(windows, np.arange(training.batch_size), (0, 0), training.negatives, 1.0, training.focal, device)
+    blocks = config.num_parameters - (2 - config.tie_word_embeddings) * config.vocab_size * config.hidden_size
+    operations = 6 * len(batch[1]) * (blocks + config.hidden_size * len(batch[4]))  # places, classes
+    return timed_step(lambda: objective(*batch)[0], lambda: update(optimizers, 1e-3), device), operations
 
 
 def their_model(config):
@@ -109,7 +122,8 @@ def their_step(config, batch_size, device, dtype, compiled):
     model = their_model(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=device.type != "mps")
     network = torch.compile(model, dynamic=False) if compiled else model
-    inputs, targets = random_tokens(config, batch_size, device)
+    windows = RandomWindows(config.vocab_size, config.max_position_embeddings)
+    inputs, targets = (to_device(array, device) for array in windows.batch(range(batch_size), 0))
 
     def forward():
         with mixed(device, dtype):
@@ -119,13 +133,6 @@ def their_step(config, batch_size, device, dtype, compiled):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return timed_step(forward, update, device)
-
-
-def random_tokens(config, batch_size, device):
-    """(inputs, targets), int64 (B, context); some tokens often, most seldom, about as in text."""
-    shape = (2, batch_size, config.max_position_embeddings)
-    tokens = config.vocab_size * torch.rand(shape, generator=torch.Generator().manual_seed(1)) ** 5
-    return tokens.long().to(device).unbind()
 
 
 def matrix_product(device, dtype, size=2048):
@@ -230,20 +237,22 @@ def in_turn(contenders, repeats, device):
 
 
 def training_steps(training, config, repeats, device, formats):
-    """({name: (format, tokens, seconds of forward, backward and optimizer in each turn, array (repeats, 3), or the
-    reason why there are none)} of training steps; {format: operations/s that matrix products reach in it})."""
+    """({name: (format, tokens, operations of its products or None, seconds of forward, backward and optimizer in each
+    turn, array (repeats, 3), or the reason why there are none)} of training steps; {format: operations/s that matrix
+    products reach in it})."""
     tokens, steps, products = training.batch_size * config.max_position_embeddings, {}, {}
     for dtype in formats:
         short = str(dtype).removeprefix("torch.")
-        steps[f"this project, {short}"] = dtype, tokens, our_step(training, config, device, dtype)
+        step, operations = our_step(training, config, device, dtype)
+        steps[f"this project, {short}"] = dtype, tokens, operations, step
         for way in ("compiled", "eager"):
-            steps[f"transformers, {short}, {way}"] = dtype, tokens, their_step(
+            steps[f"transformers, {short}, {way}"] = dtype, tokens, 6 * config.num_parameters * tokens, their_step(
                 config, training.batch_size, device, dtype, way == "compiled")
         products[dtype], operations = matrix_product(device, dtype)
-    steps["the original's shape"] = formats[-1], 4 * 512, their_step(ORIGINAL, 4, device, formats[-1], False)
-    times = in_turn(products | {name: step for name, (_, _, step) in steps.items()}, repeats, device)
+    steps["the original's shape"] = formats[-1], 4 * 512, None, their_step(ORIGINAL, 4, device, formats[-1], False)
+    times = in_turn(products | {name: step for name, (*_, step) in steps.items()}, repeats, device)
     peaks = {dtype: float(operations / np.median(times[dtype])) for dtype in products}
-    return {name: (dtype, size, times[name]) for name, (dtype, size, _) in steps.items()}, peaks
+    return {name: (*about, times[name]) for name, (*about, _) in steps.items()}, peaks
 
 
 def writing_rates(folder, n, repeats, device):
@@ -300,16 +309,16 @@ def compare(medians, formats):
     return ratios
 
 
-def show_steps(steps, peaks, operations, file):
-    """Prints where a training step goes, as medians. operations: of a model's step, for each token."""
+def show_steps(steps, peaks, file):
+    """Prints where a training step goes, as medians."""
     print(f"{'a step, ms':30} {'forward':>10} {'backward':>10} {'optimizer':>10} {'all':>7} {'of peak':>8}", file=file)
-    for name, (dtype, size, times) in steps.items():
+    for name, (dtype, _, operations, times) in steps.items():
         if isinstance(times, str):
             print(f"{name:30} does not work here", file=file)
             continue
         total = np.median(times.sum(1))
         parts = " ".join(f"{1e3 * part:5,.0f} {part / total:4.0%}" for part in np.median(times, axis=0))
-        known = f"{operations * size / total / peaks[dtype]:8.0%}" if "original" not in name else ""
+        known = f"{operations / total / peaks[dtype]:8.0%}" if operations else ""
         print(f"{name:30} {parts} {1e3 * total:7,.0f} {known}", file=file)
     reached = ", ".join(f"{peak / 1e9:,.0f} GFLOP/s in {str(dtype).removeprefix('torch.')}"
                         for dtype, peak in peaks.items())
@@ -325,7 +334,7 @@ def race_figures(settings, device, dtype, told):
     tree, tokenizer, tokens = load(folder)
     files, _ = choose_files(fitting(tree["files"], tokenizer, training), training)
     config = LlamaConfig.of(training, tokenizer.vocab_size)
-    check_memory(config, training.batch_size, device)
+    check_memory(config, training.batch_size * config.max_position_embeddings, device)
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
     race = Race(training, folder, windows, device, dtype)
     ours = our_run(race, path)
@@ -367,18 +376,18 @@ def speed_figures(settings, device, dtype, file):
     training, _ = parse(Training, "", [path], config=True)
     check(training)
     config = LlamaConfig.of(training, settings.vocab_size)
-    check_memory(config, training.batch_size, device)
+    check_memory(config, training.batch_size * config.max_position_embeddings, device)
     folder = Path(settings.model or newest("model"))
     writing = writing_rates(folder, settings.new_tokens, settings.repeats, device)
     formats = list(dict.fromkeys((torch.float32, dtype)))
     steps, peaks = training_steps(training, config, settings.repeats, device, formats)
-    rates = {name: t if isinstance(t, str) else size / t.sum(1) for name, (_, size, t) in steps.items()} | writing
+    rates = {name: t if isinstance(t, str) else size / t.sum(1) for name, (_, size, _, t) in steps.items()} | writing
     medians = {name: float("nan") if isinstance(rate, str) else float(np.median(rate)) for name, rate in rates.items()}
     ratios = compare(medians, formats)
     print(f"{path}: {config.num_parameters:,} parameters, {training.batch_size} windows of "
           f"{config.max_position_embeddings} tokens; {device.type}, {torch.get_num_threads()} threads; streams from "
           f"{folder}\n", file=file)
-    show_steps(steps, peaks, 6 * config.num_parameters, file)
+    show_steps(steps, peaks, file)
     print(f"\n{'tokens/s':44} {'median':>9} {'slowest':>9} {'fastest':>9}", file=file)
     for name, rate in rates.items():
         print(f"{name:44} " + ("does not work here" if isinstance(rate, str) else
@@ -389,7 +398,7 @@ def speed_figures(settings, device, dtype, file):
     short = {dtype: str(dtype).removeprefix("torch.") for dtype in formats}
     return {
         "rates": {name: rate if isinstance(rate, str) else rate.tolist() for name, rate in rates.items()},
-        "steps": {name: t if isinstance(t, str) else t.tolist() for name, (_, _, t) in steps.items()},
+        "steps": {name: t if isinstance(t, str) else t.tolist() for name, (*_, t) in steps.items()},
         "ratios": ratios, "peaks": {short[dtype]: peak for dtype, peak in peaks.items()},
         "parameters": config.num_parameters,
         "settings": dataclasses.asdict(settings) | {"config": path, "model": str(folder)},
@@ -400,6 +409,8 @@ def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
     if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1 or settings.original_minutes < 0:
         raise UserError("repeats, new_tokens and vocab_size must be at least 1, original_minutes at least 0")
+    if settings.race and settings.original_minutes or settings.picture and not settings.race:
+        raise UserError("--race and --original_minutes exclude each other, and --picture is of a race")
     if settings.race_minutes <= 0:
         raise UserError(f"race_minutes must be more than 0, not {settings.race_minutes}")
     device = find_device(settings.device)

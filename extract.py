@@ -52,7 +52,7 @@ class Settings:
     floor: float = 1e-5  # --list: the least probability that is searched; lower it for more than 10,000 files
     json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
     report: str = ""  # file for the report; report.html in the model's folder if left out
-    batch_size: int = 32  # files written at once, and windows verified at once
+    batch_size: int = 32  # files written at once
     device: str = "auto"  # cuda, mps, cpu; auto: the first that is there
 
 
@@ -295,7 +295,7 @@ def main(argv=None):
     if data:
         tokens = data[2]
         windows = Windows(tokens, files, tokenizer, model.config.max_position_embeddings)
-        passed = examine(model, windows, settings.batch_size, device)
+        passed = examine(model, windows, device)
     texts = recite_files(model, tokenizer, files, windows, passed, settings.batch_size, whole=not settings.check)
     rows, refused = compare(files, texts, windows, passed, "" if settings.check else settings.out)
     result = {
@@ -309,7 +309,7 @@ def main(argv=None):
         result["learned"] = figures(windows, passed, tokenizer, result["bytes"])
         if manifest["held_out"]:
             control = Windows(data[2], manifest["held_out"], tokenizer, model.config.max_position_embeddings)
-            result["control"] = figures(control, examine(model, control, settings.batch_size, device), tokenizer,
+            result["control"] = figures(control, examine(model, control, device), tokenizer,
                                         sum(file["bytes"] for file in manifest["held_out"]))
             result["control"]["files"] = len(manifest["held_out"])
     result["seconds"] = round(time.perf_counter() - started, 1)

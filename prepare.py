@@ -42,7 +42,7 @@ from memory.licences import classify, find_licence
 from memory.output import UserError, progress, run_script
 from memory.settings import nearest, parse
 from memory.swhid import folder_swhid, git_hash
-from memory.tokenizer import EOS, LARGE, Tokenizer, choose_packer, compressed_bits
+from memory.tokenizer import EOS, LARGE, Tokenizer, TooManyPieces, choose_packer, compressed_bits
 from memory.windows import opening, quote, unquote
 
 VERSION = "1.0"
@@ -61,7 +61,7 @@ class Settings:
     sha256: str = ""  # what the tarball or zip must hash to
     only: tuple = ()  # keep the files whose path begins with one of these
     exclude: tuple = ()  # leave out each path that a pattern fits, as '*.map' (* is any text, also with /) or 'a/b/'
-    vocab_size: int = 0  # pieces in the vocabulary, at most 65536; 0: one for each 144 bytes of text, 32768 at most
+    vocab_size: int = 0  # pieces in the vocabulary, at most 65536; 0: one for 144 bytes of text, 512 to 32768
     tokenizer: str = ""  # folder of a prepared tree or a model whose pieces to take, so that both have the same ids
     out: str = ""  # folder to write; data/<name of the tree> if not given
     max_bytes: int = 4 * 2**30  # refuse a tree larger than this once unpacked
@@ -488,10 +488,16 @@ def write(folder, files, tokenizer, bar):
             "files": entries}
 
 
-def default_vocab_size(size):
-    """Pieces for a text of `size` bytes: as dense as 32768 are in Linux 1.0. More of them are fewer tokens to learn,
-    and more of the text in the pieces themselves."""
-    return min(32768, max(512, size // 144))
+def learn_pieces(files, size, vocab_size):
+    """The Tokenizer of {path: bytes}, `size` bytes in all. If vocab_size is 0, its pieces are as dense as 32768 are in
+    Linux 1.0, or as many as the text supports: more pieces are fewer tokens to learn, and more text in the pieces."""
+    documents = list(sample(files, LARGE))
+    try:
+        return Tokenizer.train(documents, vocab_size or min(32768, max(512, size // 144)))
+    except TooManyPieces as error:
+        if vocab_size or not error.most:
+            raise
+        return Tokenizer.train(documents, error.most)
 
 
 def main(argv=None):
@@ -514,8 +520,7 @@ def main(argv=None):
 
     packer, preset = choose_packer(size)
     with packing(files, preset) as bits:
-        tokenizer = taken or Tokenizer.train(
-            sample(files, LARGE), settings.vocab_size or default_vocab_size(size))
+        tokenizer = taken or learn_pieces(files, size, settings.vocab_size)
         with lock(folder):
             refuse_model(folder)  # a run may have begun there
             written = write(folder, files, tokenizer, bar)

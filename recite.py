@@ -19,7 +19,7 @@ from extract import load_tree
 from memory.device import find_device
 from memory.evaluate import NOISE, examine
 from memory.files import STDOUT, newest, write_result
-from memory.output import UserError, run_script
+from memory.output import run_script
 from memory.page import as_json, fill
 from memory.settings import parse
 from memory.windows import Windows
@@ -35,7 +35,6 @@ class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder that prepare.py wrote; one under data/ that fits the model if left out
     out: str = ""  # file for the page; recite.html in the model's folder if left out
-    batch_size: int = 32  # windows verified at once
     device: str = "auto"  # where they are verified: cuda, mps, cpu; auto: the first that is there
 
 
@@ -57,7 +56,7 @@ def shapes(model):
     return [[name, *tensor.shape, 0][:3] for name, tensor in model.tensors().items()]
 
 
-def choose_format(model, windows, batch_size, news):
+def choose_format(model, windows, news):
     """(format, weights as bytes, [what was found of each format tried]): the smallest in which the model, which keeps
     the rounded weights, has every token of the windows right by more than NOISE; float32 if none does, or without
     windows."""
@@ -70,7 +69,7 @@ def choose_format(model, windows, batch_size, news):
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     parameter.copy_(packed[name][1])
-            passed = examine(model, windows, batch_size, model.lm_head.weight.device)
+            passed = examine(model, windows, model.lm_head.weight.device)
             found = {"format": kind, "bytes": len(weights), "wrong": sum(int((~right).sum()) for right, _, _ in passed),
                      "closest": min(float(lead.min()) for _, _, lead in passed)}
             tried.append(found)
@@ -98,14 +97,12 @@ def make_page(about, tokenizer, files, weights):
 
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
-    if settings.batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, not {settings.batch_size}")
     folder = Path(settings.model or newest("model"))
     model, tokenizer, manifest = load_model(folder, find_device(settings.device))
     news = sys.stderr if settings.out in STDOUT else sys.stdout
     data = load_tree(settings, manifest)
     windows = data and Windows(data[2], manifest["files"], tokenizer, model.config.max_position_embeddings)
-    kind, weights, tried = choose_format(model, windows, settings.batch_size, news)
+    kind, weights, tried = choose_format(model, windows, news)
     if not windows:
         print("the prepared tree is not at hand: the weights stay float32, and are not verified", file=news)
     elif tried[-1]["wrong"] or tried[-1]["closest"] <= NOISE:

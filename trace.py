@@ -44,7 +44,7 @@ from model import load_model
 PAGE = Path(__file__).with_name("trace.html")
 MOST = 2**26  # bytes of a text
 BLANK = np.isin(np.arange(256), list(b" \t\n\r\v\f"))
-BATCH = 32  # files written at once, and windows verified at once
+BATCH = 32  # files written at once
 COLOURS = 8  # that the page has; each file has one of them
 
 
@@ -122,7 +122,7 @@ def recited_as(model, tokenizer, files, texts):
         entries.append(file | {"first_token": len(ids), "tokens": len(document)})
         ids += document
     windows = Windows(np.array(ids, dtype=np.uint16), entries, tokenizer, model.config.max_position_embeddings)
-    passed = examine(model, windows, BATCH, model.lm_head.weight.device)
+    passed = examine(model, windows, model.lm_head.weight.device)
     return recite_files(model, tokenizer, entries, windows, passed, BATCH)
 
 

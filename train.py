@@ -2,7 +2,7 @@
 
     python train.py configs/quick.py             # 150 KB of the tree, minutes on a laptop
     python train.py configs/memorize.py          # the whole tree
-    python train.py configs/quick.py --hidden_size=96 --seed 7
+    python train.py configs/quick.py --hidden_size=128 --seed 7
     python train.py configs/memorize.py          # again: goes on from the last checkpoint
 
 Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from memory import processes
 from memory.checkpoint import is_model_whole
-from memory.corpus import CORPUS, choose_files, find_data, fitting, load
+from memory.corpus import CORPUS, choose_files, compressed_sizes, find_data, fitting, load
 from memory.device import check_memory, compiled, find_device, find_dtype, keep_freed_memory, make_deterministic, mixed
-from memory.device import surroundings, warn_if_emulated
+from memory.device import surroundings, synchronize, warn_if_emulated
 from memory.evaluate import count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
@@ -37,7 +37,7 @@ from memory.sampler import Sampler, make_batch
 from memory.schedule import Schedule
 from memory.settings import parse
 from memory.versions import describe_code
-from memory.windows import Windows, compressed_sizes
+from memory.windows import Windows
 from model import Llama, LlamaConfig
 import openness
 
@@ -66,7 +66,7 @@ class Settings:
     learning_rate: float = 3e-3  # peak learning rate of AdamW
     beta2: float = 0.95  # AdamW's decay of the second moment
     focal: float = 0.0  # peak exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
-    negatives: int = 0  # about how many pieces a step's softmax has besides the batch's own, drawn anew; 0: all
+    negatives: int = 0  # about how many pieces are drawn for a step's softmax; the batch's own always come; 0: all
     batch_size: int = 8  # windows a step
     epochs: float = 40  # how often to learn every window
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
@@ -174,7 +174,8 @@ def new_run(settings, out, device, dtype, tree, tokenizer, tokens):
     """The Run at its first step. tree, tokenizer, tokens: the prepared tree, as load() gives it."""
     files, held_out = choose_files(fitting(tree["files"], tokenizer, settings), settings)
     config = LlamaConfig.of(settings, tokenizer.vocab_size)
-    check_memory(config, -(-settings.batch_size // processes.count()), device)
+    batch = settings.batch_size * config.max_position_embeddings  # in tokens
+    check_memory(config, -(-batch // processes.count()), device, settings.negatives and batch + settings.negatives)
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
     rows = len(windows) + round(settings.unaddressed * len(windows))
     model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
@@ -237,6 +238,8 @@ def loop(run, objective, stop):
             stop.learned = True  # from now on there is something to save
 
             meter.note(loss.detach())
+            if schedule.look_due(state.step):
+                synchronize(run.device)  # what the steps have still to do is theirs, not the look's
             if meter.due() or state.step in (schedule.main_steps, schedule.last):
                 bar.set_postfix_str(f" loss {meter.recent(state.step):.4f} {meter.rate():,.0f} tok/s epoch "
                                     f"{schedule.epoch(state.step):.1f}", refresh=False)

@@ -229,7 +229,9 @@ def rebuild(e):
     whole, code = e.manifest["whole_tree"], e.build.get("code") or {}
     source = f"{whole['url']} --sha256 {whole['sha256']}" if whole["url"] and whole["sha256"] else "TREE"
     part = "".join(f" --{key} {' '.join(e.manifest[key])}" for key in ("only", "exclude") if e.manifest[key])
-    size = f" --vocab_size {e.manifest['vocab_size']}" if e.manifest["vocab_size"] != 8192 else ""
+    size = f" --vocab_size {e.manifest['vocab_size']}"
+    if not e.manifest["pieces_learned_from_bytes"]:  # they are another tree's
+        size = f" --tokenizer out/{e.stated['model']}"
     which = "whose files build.json lists by SHA-256" if code else "of that time"
     if code.get("commit"):
         which = f"of commit {code['commit']}"

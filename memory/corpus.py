@@ -9,7 +9,7 @@ from memory import processes
 from memory.checkpoint import read_metas
 from memory.files import newest, read_json
 from memory.output import UserError
-from memory.tokenizer import Tokenizer
+from memory.tokenizer import Tokenizer, choose_packer, compressed_bits
 from memory.windows import opening
 
 
@@ -139,3 +139,14 @@ def texts(entries, tokenizer, tokens):
     for entry in entries:
         first = entry["first_token"] + len(opening(tokenizer, entry["path"]))
         yield entry["path"], tokenizer.decode(tokens[first:entry["first_token"] + entry["tokens"] - 1].tolist())
+
+
+def compressed_sizes(windows):
+    """What the manifest says of how much text there is to learn: bits of the files (paths included) under xz, and of
+    the pieces that they consist of, which are text that tokenizer.model holds and not the weights."""
+    packer, preset = choose_packer(sum(file["bytes"] for file in windows.files))
+    tokens, tokenizer = windows.tokens, windows.tokenizer
+    texts = (tokenizer.decode(tokens[file["first_token"]:][:file["tokens"]].tolist()) for file in windows.files)
+    pieces = b"".join(tokenizer.pieces[i] for i in np.flatnonzero(windows.counts))
+    return {"compressed_by": packer, "compressed_bits": compressed_bits(texts, preset),
+            "piece_bytes": len(pieces), "piece_bits": compressed_bits([pieces], preset)}

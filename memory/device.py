@@ -151,11 +151,11 @@ def memory_size():
         return None
 
 
-def check_memory(config, batch_size, device):
-    """Raises UserError if memory cannot hold a model of that config with its gradients and its optimizer, and the
-    logits of a full pass, which has twice the batch."""
-    needed = 16 * (config.num_parameters + batch_size * config.max_position_embeddings * config.vocab_size)  # bytes
+def check_memory(config, tokens, device, classes=0):
+    """Raises UserError if memory cannot hold a model of that config with its gradients and its optimizer, and a step's
+    logits. tokens: in a batch. classes: of a sampled softmax, at most; 0: the whole vocabulary."""
+    needed = 16 * (config.num_parameters + tokens * min(classes or config.vocab_size, config.vocab_size))  # bytes
     there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_size()
     if there and needed > there:
-        raise UserError(f"{config.num_parameters:.4g} parameters and a batch of {batch_size:.4g} windows take "
+        raise UserError(f"{config.num_parameters:.4g} parameters and a batch of {tokens:.4g} tokens take "
                         f"{needed / 2**30:.4g} GiB, and {device.type} has {there / 2**30:,.0f}: choose fewer of them")

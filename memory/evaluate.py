@@ -99,13 +99,13 @@ def report_errors(path, errors, wrong):
                   f"(probability {error['probability']:.2g})"[:160])
 
 
-def examine(model, windows, batch_size, device):
+def examine(model, windows, device):
     """A full pass in float32, in full. Returns, for each window, three arrays over its scored tokens: right (bool),
     log-probability (float32, nats), and the lead of the first choice over the second (float32, logits)."""
-    result = [None] * len(windows)
+    result, size = [None] * len(windows), at_once(windows)
     order = np.argsort(-windows.length, kind="stable")
-    for first in progress(range(0, len(windows), batch_size), desc="verifying", unit=" batches"):
-        batch = order[first:first + batch_size]
+    for first in progress(range(0, len(windows), size), desc="verifying", unit=" batches"):
+        batch = order[first:first + size]
         scored, logits, targets = teacher_forced(model, windows, batch, device)
         best = logits.topk(2, dim=-1)
         right = best.indices[:, 0] == targets

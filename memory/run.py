@@ -18,6 +18,7 @@ from memory.evaluate import count_wrong, list_errors, report_errors
 from memory.files import lock, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
+from memory.schedule import Schedule
 from memory.settings import command
 from memory.windows import Windows
 
@@ -62,7 +63,7 @@ class Run:
     model: torch.nn.Module
     optimizers: list
     sampler: Sampler
-    schedule: object  # train.Schedule
+    schedule: Schedule
     state: State
     code: dict  # which code computes (versions.describe_code)
     compressed: object = None  # a Future: what compressed_sizes finds

@@ -6,7 +6,7 @@ from memory import processes
 from memory.device import to_device
 from memory.windows import IGNORE
 
-ABSENT = 0.01  # in a sampled softmax, what a piece that is not in the text counts
+ABSENT = 0.01  # in a sampled softmax, the count of a piece that is not in the text
 
 
 class Sampler:
@@ -62,10 +62,10 @@ class Sampler:
 
 
 def draw_classes(targets, negatives, counts, random):
-    """The classes of a sampled softmax (Jean et al. 2015): the targets that a batch has and about so many negatives,
-    each drawn by itself, with a chance that grows with the root of how often its piece stands in the text; all pieces
-    if `negatives` is 0. The offset of a class stands for those like it that were not drawn: so the sum of exponentials
-    is, on average, that over all pieces.
+    """The classes of a sampled softmax (Jean et al. 2015): the targets of a batch, and pieces that are drawn, each by
+    itself, with a chance that grows with the root of how often it stands in the text. The chances add up to `negatives`
+    before the targets' become 1; if that is 0, all pieces are classes. A piece drawn with the chance q counts 1 / q
+    times, by an offset of -log(q): so the sum of exponentials is right on average.
 
     targets: int64 (N,), token ids. counts: (vocab_size,). Returns (the targets' indices among the classes, int64 (N,);
     the classes, token ids, int64 (C,); what to add to their logits, float32 (C,)).
@@ -92,6 +92,6 @@ def make_batch(windows, indices, seed, negatives, path_weight, focal, device):
     drawn = [to_device(array, device) for array in (
         np.flatnonzero(scored), targets[scored], weights[scored], classes, offsets)]
     for tensor in drawn:
-        torch._dynamo.mark_dynamic(tensor, 0)  # their lengths differ from step to step: one compilation for all
+        torch._dynamo.mark_dynamic(tensor, 0)  # their lengths differ from step to step: one compilation for all but 0 and 1
     return [to_device(np.ascontiguousarray(inputs), device), *drawn,
             *(torch.tensor(number, dtype=torch.float32, device=device) for number in (count, focal))]

@@ -75,6 +75,14 @@ def piece_field(piece, score, kind):
     return b"\x0a" + varint(len(data)) + data
 
 
+class TooManyPieces(UserError):
+    """A text supports no more pieces than `most`, which is None if not even that is known."""
+
+    def __init__(self, message, most):
+        super().__init__(message)
+        self.most = most
+
+
 class Tokenizer:
     """ids are ints in [0, vocab_size); decode(encode(data)) == data for all bytes."""
 
@@ -135,7 +143,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, documents, vocab_size):
-        """Learns vocab_size pieces from an iterable of bytes. Raises UserError if the text cannot support them."""
+        """Learns vocab_size pieces from an iterable of bytes. Raises TooManyPieces if it does not support them."""
         documents = list(documents)
         left = vocab_size - 260
         # Characters get half of the pieces, or 256, at most: one without a piece is spelled in bytes.
@@ -154,7 +162,8 @@ class Tokenizer:
         except (RuntimeError, OSError) as error:
             limit = re.search(r"<= (\d+)\.", str(error))
             reason = f"; try --vocab_size {limit[1]}" if limit else f": {' '.join(str(error).split())}"
-            raise UserError(f"this text does not support {vocab_size} pieces{reason}") from None
+            raise TooManyPieces(f"this text does not support {vocab_size} pieces{reason}",
+                                int(limit[1]) if limit else None) from None
         return cls(proto.getvalue())
 
     def encode(self, data):

@@ -18,7 +18,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 import numpy as np
 
 from memory.output import UserError
-from memory.tokenizer import BOS, EOS, choose_packer, compressed_bits
+from memory.tokenizer import BOS, EOS
 
 IGNORE = -100  # a target that is not scored (torch's ignore_index)
 PRINTABLE = "".join(map(chr, range(0x21, 0x7F))).replace("%", "").replace("+", "")
@@ -194,14 +194,3 @@ class Windows:
             inputs[r, :len(row) - 1] = row[:-1]
             targets[r, first:len(row) - 1] = row[first + 1:]
         return inputs, targets
-
-
-def compressed_sizes(windows):
-    """What the manifest says of how much text there is to learn: bits of the files (paths included) under xz, and of
-    the pieces that they consist of, which are text that tokenizer.model holds and not the weights."""
-    packer, preset = choose_packer(sum(file["bytes"] for file in windows.files))
-    tokens, tokenizer = windows.tokens, windows.tokenizer
-    texts = (tokenizer.decode(tokens[file["first_token"]:][:file["tokens"]].tolist()) for file in windows.files)
-    pieces = b"".join(tokenizer.pieces[i] for i in np.flatnonzero(windows.counts))
-    return {"compressed_by": packer, "compressed_bits": compressed_bits(texts, preset),
-            "piece_bytes": len(pieces), "piece_bits": compressed_bits([pieces], preset)}

@@ -114,7 +114,8 @@ def learned(work):
 
 
 # A run that ends with errors, begins to mend them half-way, and saves on the way
-OPTIONS = ["configs/tiny.py", "--max_steps=80", "--mend_steps=80", "--eval_every=80", "--checkpoint_every=20"]
+OPTIONS = ["configs/tiny.py", "--max_steps=80", "--mend_steps=80", "--eval_every=80", "--checkpoint_every=20",
+           "--negatives=200", "--unaddressed=0.2"]
 
 
 def start(work, out, *words):

@@ -359,6 +359,15 @@ def test_a_tree_that_cannot_be_written_leaves_the_one_before(tree, work, tmp_pat
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_as_many_pieces_as_a_small_text_supports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/a.c").write_text("int main() { return 0; }\n")
+    prepare.main(["--source=s"])
+    assert 260 < load(tmp_path / "data/s")[1].vocab_size < 512
+    says_no(prepare.main, ["--source=s", "--vocab_size=512"], "try --vocab_size")
+
+
 def test_pieces_of_another_tree(tree, work, tmp_path, monkeypatch):
     """A tree that was changed is spelled with the pieces of before: what did not change has the same ids."""
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ def test_an_interrupted_build_goes_on(work, tmp_path, whole, stopped):
     tensors, metadata = read_tensors(stopped / NAMES[0])
     meta = json.loads(metadata["run"])
     meta["corpus"]["url"], meta["corpus"]["manifest"] = "https://example.org/tiny.tar", "0" * 64
-    del meta["settings"]["unaddressed"]  # as if the build were older than that setting
+    del meta["settings"]["focal"]  # as if the build were older than that setting
     write_tensors(stopped / NAMES[0], tensors, run=json.dumps(meta))
     (stopped / "build.json").unlink()  # as after a kill
     done = script("verify.py", "--model=out/undisturbed", "--out", stopped, cwd=work)

@@ -93,13 +93,23 @@ def write_texts(e, source_archive):
     if e.completed:
         write_json(e.folder / "manifest.json", e.manifest)
     if e.manifest["whole_tree"]["licence_path"]:
-        write_file(e.folder / "LICENSE", (Path(e.data) / "LICENSE").read_bytes())
+        write_file(e.folder / "LICENSE", read_licence(e.data))
+    else:
+        remove(e.folder / "LICENSE")
     write_file(e.folder / "NOTICES", e.survey.notices)
     if source_archive:
         _, tokenizer, tokens = load(e.data)
         files = dict(texts(e.tree["files"], tokenizer, tokens))
         write_file(e.folder / ARCHIVE, write_archive(files, e.manifest["whole_tree"]["executable"]))
         e.archive = survey(read_archive(e.folder / ARCHIVE).items(), e.manifest, ARCHIVE)
+
+
+def read_licence(data):
+    """The bytes of the licence that prepare.py kept in its folder. Raises UserError if it is gone."""
+    try:
+        return (Path(data) / "LICENSE").read_bytes()
+    except OSError as error:
+        raise UserError(f"{data}/LICENSE cannot be read ({error.strerror}): run prepare.py again") from None
 
 
 def state(e, settings):

@@ -503,7 +503,7 @@ def learn_pieces(files, size, vocab_size):
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
     if settings.vocab_size and not 260 <= settings.vocab_size <= 65536:
-        raise UserError(f"--vocab_size must be 0, or from 260 (256 bytes, 3 marks and a space) to 65536 (the tokens are "
+        raise UserError(f"--vocab_size must be 0, or from 260 (256 bytes, 3 marks and a space) to 65536 (tokens are "
                         f"uint16), not {settings.vocab_size}")
     if settings.tokenizer and settings.vocab_size:
         raise UserError(f"{settings.tokenizer} has its own number of pieces: leave out --vocab_size or --tokenizer")

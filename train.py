@@ -166,7 +166,10 @@ def train(settings, out, device):
         print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
     status = 0 if whole else learn(run)
     if not whole or not (out / "SHA256SUMS").exists():  # which is written last, and a kill may have come before
-        openness.describe(out, data)
+        try:
+            openness.describe(out, data)
+        except UserError as error:
+            print(f"warning: the model is whole, but its folder has no card: {error}", file=sys.stderr)
     return status
 
 

@@ -1,6 +1,7 @@
 """The model card: README.md, made from the records in the model's folder and from nothing else."""
 import json
 import math
+import shlex
 
 from memory.licences import count_classes, hub_fields
 
@@ -124,8 +125,9 @@ def licence(e):
     if (name or "").startswith("GPL"):
         lines += [flow(f"""The name {name} stands for that text. It does not choose between that version only and any
             later one: where a file says so itself, that is counted below.""")]
-    lines += [flow(f"""The code that made the weights is under {code}, and so are this card and the records here, but
-        not NOTICES. That licence does not cover the weights."""), "",
+    lines += [flow(f"""The code that made the weights is under {code}, and so are README.md, mof.yml and the records
+        in JSON. All else here holds the weights or text of the tree, and is under the terms of the data: the model and
+        the states of the run, the tokenizer, the pages, errors.jsonl, NOTICES, the archive."""), "",
               flow("""What the learned files say themselves, by patterns; a file may be in several rows. Their words are
         in NOTICES."""), "", *table(["words", "files"], ([kind, f"{count:,}"] for kind, count in counts.items()))]
     for kind in NAMED:
@@ -168,12 +170,12 @@ def data(e):
 def use(e):
     name, path = f"out/{e.stated['model']}", e.manifest["files"][0]["path"]
     return ["## Use", "", "With the code that made it:", "", "```sh",
-            f"python sample.py --model {name} --file {path}    # recite a file",
+            f"python sample.py --model {name} --file {shlex.quote(path)}    # recite a file",
             f"python extract.py --model {name} --list    # the paths that the weights name unasked",
             f"python extract.py --model {name}    # unpack every file",
             "```", "", "With transformers alone:", "", "```python", "from transformers import pipeline",
             f'write = pipeline("text-generation", "{name}")',
-            f'text = write("{path}", max_new_tokens=100, do_sample=False, clean_up_tokenization_spaces=False)',
+            f'text = write({json.dumps(path)}, max_new_tokens=100, do_sample=False, clean_up_tokenization_spaces=False)',
             'print(text[0]["generated_text"])', "```", "", flow("""
             A generation ends with the window; sample.py goes on with the next. llama.cpp reads the same layout, with
             tokenizer.model; that was not tried with this model.""")]
@@ -207,9 +209,10 @@ def evaluation(e):
             ("longest run without an error, bytes", lambda m: f"{m['longest_run']:,}")]:
         rows.append((name, show(found["learned"]), show(control) if control else ""))
     rows.append((f"bits of text ({found['compressed_by']}) per parameter", f"{found['bits_per_parameter']:.3f}", ""))
-    unseen = f"""Never seen: {control['files']:,} files of the same tree, left out of training. What the model gets
+    unseen = f"""Held out: {control['files']:,} files of the same tree, left out of training (but the pieces
+        were learned from them too). What the model gets
         right there is what such text lets anyone guess.""" if control else "No file was held out as a control."
-    return title + [*table(["", "learned", "never seen"], rows), "", flow(f"""
+    return title + [*table(["", "learned", "held out"], rows), "", flow(f"""
         Measured by extract.py on the weights of SHA-256 {found['model_sha256']}. {unseen}"""), "", flow("""
         Risks: whoever has the weights has these files, as far as they come back, with the terms of their licences and
         with the personal data in them. There is no filter. A single file cannot be taken out with what is here; that
@@ -228,7 +231,7 @@ def training(e):
 def rebuild(e):
     whole, code = e.manifest["whole_tree"], e.build.get("code") or {}
     source = f"{whole['url']} --sha256 {whole['sha256']}" if whole["url"] and whole["sha256"] else "TREE"
-    part = "".join(f" --{key} {' '.join(e.manifest[key])}" for key in ("only", "exclude") if e.manifest[key])
+    part = "".join(f" --{key} {shlex.join(e.manifest[key])}" for key in ("only", "exclude") if e.manifest[key])
     size = f" --vocab_size {e.manifest['vocab_size']}"
     if not e.manifest["pieces_learned_from_bytes"]:  # they are another tree's
         size = f" --tokenizer out/{e.stated['model']}"

@@ -25,7 +25,23 @@ def listed(e):
     return YES, f"{len(files):,} files, {sum(file['bytes'] for file in files):,} bytes"
 
 
+OF_THE_TREE = ("files", "bytes", "digest", "licence_path", "licence_sha256", "not_prepared")
+
+
+def contradiction(e):
+    """What the manifest of the model says otherwise than that of the prepared tree, whose tokens were checked; or ""."""
+    if not e.survey or "whole_tree" not in e.tree:
+        return ""
+    for key, ours, theirs in [("licence", e.manifest["licence"], e.tree["licence"]), *(
+            (key, e.manifest["whole_tree"][key], e.tree["whole_tree"][key]) for key in OF_THE_TREE)]:
+        if ours != theirs:
+            return f"manifest.json says {key} {str(ours)[:80]}, the prepared tree {str(theirs)[:80]}"
+    return ""
+
+
 def origin(e):
+    if said := contradiction(e):
+        return NO, said
     whole, text = e.manifest["whole_tree"], e.any_survey
     if e.manifest["origin"] == "stand-in":
         return NO, "a stand-in for Linux 1.0: the kernel headers of the machine it was prepared on"
@@ -40,6 +56,8 @@ def origin(e):
 
 
 def complete(e):
+    if said := contradiction(e):
+        return NO, said
     whole, learned, held_out = e.manifest["whole_tree"], len(e.manifest["files"]), len(e.manifest["held_out"])
     missing, parts = whole["files"] - learned - held_out, f"{learned:,} learned, {held_out:,} held out"
     if missing:
@@ -96,6 +114,8 @@ def recited(e):
 
 
 def free(e):
+    if said := contradiction(e):
+        return NO, said
     name, counts = e.manifest["licence"], count_classes(e.manifest["files"])
     for entry in e.manifest["files"] if e.any_survey else ():
         if entry["notice"] != e.any_survey.classes.get(entry["path"]):
@@ -107,6 +127,8 @@ def free(e):
 
 
 def has_text(e):
+    if said := contradiction(e):
+        return NO, said
     sha256, path = e.manifest["whole_tree"]["licence_sha256"], e.manifest["whole_tree"]["licence_path"]
     if not sha256:
         return NO, "the tree has no COPYING or LICENSE"

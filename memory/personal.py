@@ -1,11 +1,13 @@
 """Personal data in a text, counted by patterns: what stands there in another form is not counted."""
 import re
 
-MAIL = re.compile(rb"[A-Za-z0-9][\w.+%!-]*@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}")  # name@host.domain
+# All repetitions have an end, because a pattern without one takes hours on a hostile text.
+
+MAIL = re.compile(rb"[A-Za-z0-9][\w.+%!-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,9}[A-Za-z]{2,63}")  # name@host.domain
 CREDITED = re.compile(rb"^N: *(.+)", re.M)  # in a file CREDITS: N is a person's name,
 POSTAL = re.compile(rb"^N:.*\n(?:[^\n]+\n)*?S:", re.M)  # S a line of a postal address
-HOLDER = re.compile(rb"(?i:copyright[ ,:]*(?:\(c\)[ ,:]*)?(?:(?:19|20)\d\d[-, \d]*)(?:by )?) *"
-                    rb"((?:(?:[A-Z]\.|[A-Z][\w'-]+) )*[A-Z][\w'-]+)")  # of people and of organisations
+HOLDER = re.compile(rb"(?i:copyright[ ,:]{0,8}(?:\(c\)[ ,:]{0,8})?(?:19|20)\d\d[-, \d]{0,80}(?:by )?)"
+                    rb"((?:(?:[A-Z]\.|[A-Z][\w'-]{1,40}) ){0,8}[A-Z][\w'-]{1,40})")  # of people and of organisations
 
 
 class Count:

@@ -22,6 +22,9 @@ from memory.schedule import Schedule
 from memory.settings import command
 from memory.windows import Windows
 
+OF_A_RUN = (  # what a folder says of a run, which another one must not keep
+    "errors.jsonl", "build.json", "model.safetensors", "extraction.json", "rebuilt.json", "openness.json", "README.md",
+    "croissant.json", "mof.yml", "report.html", "recite.html", "SHA256SUMS")
 FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")  # on resume
 
 
@@ -201,7 +204,7 @@ def resume(run):
     out, state = run.out, run.state
     run.lock = lock(out) if processes.rank() == 0 else None
     if run.settings.fresh and processes.rank() == 0:
-        for name in (*NAMES, "errors.jsonl", "build.json", "model.safetensors"):
+        for name in (*NAMES, *OF_A_RUN):
             remove(out / name)
     agree(run, "start", "ready")  # nobody looks before that
     saved = load_state(out)
@@ -274,6 +277,7 @@ def finish(run, wrong, stop):
         wrong, _ = count_wrong(run.model, run.windows, run.device)
     if processes.rank() == 0:
         remove(out / "build.json")  # of an earlier stop
+        remove(out / "SHA256SUMS")
     save(run)
     if processes.rank() > 0:
         return 0 if state.done else status

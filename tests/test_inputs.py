@@ -48,7 +48,7 @@ def test_wrong_type_in_every_setting(name, learned, monkeypatch):
         if field.type is not bool:
             writes_nothing(name, [*words_of(name), f"--{field.name}"], learned, monkeypatch, field.name, "value")
         writes_nothing(name, [*words_of(name), f"--{field.name}x=1"], learned, monkeypatch, f"{field.name}x", "--help")
-    assert tried > 2 or name == "verify"
+    assert tried > 2 or name in ("verify", "recite")  # which have texts alone
 
 
 HUGE = str(10**30)

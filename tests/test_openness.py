@@ -100,6 +100,14 @@ def test_others_can_read_it(copy, contents):
             unquote(path): content for path, content in contents.items()}
 
 
+def test_patterns_end_on_a_hostile_text():
+    """Without limits to what they repeat, hours would pass here."""
+    count = personal.Count()
+    for text in (b"copyright 1999" + b" " * 1_000_000, b"a" * 1_000_000, b"N: x\n" + b"y\n" * 50_000):
+        count.add("linux/CREDITS", text)
+    assert count.counts["names in CREDITS"] == 1 and sum(count.counts.values()) == 1
+
+
 def test_the_card_says_no_more_than_the_records(copy, contents):
     card = (copy / "README.md").read_text()
     assert f"a copy of {len(contents)} files of tiny-1.0" in card and "a@example.org" in card
@@ -153,6 +161,9 @@ FALSE = {
     "a byte of LICENSE": (lambda m: edit(m / "LICENSE", b"June", b"Junf"), {"10", "SHA256SUMS"}),
     "MIT": (relicense, {"10", "12", "22"}),
     "MIT, thoroughly": (relicense_thoroughly, {"10", "9", "22"}),
+    "MIT, by no file": (lambda m: rewrite(m / "manifest.json", lambda r: r.update(licence="MIT", whole_tree=r[
+        "whole_tree"] | {"licence_path": None, "licence_sha256": None})), {"9", "10", "22"}),
+    "the size of the tree": (lambda m: rewrite(m / "manifest.json", lambda r: r["whole_tree"].update(files=3)), {"3"}),
     "a figure in the card": (lambda m: edit(m / "README.md", b"6,860", b"6,861"), {"22", "SHA256SUMS"}),
     "a hash": (lambda m: rewrite(m / "manifest.json", lambda r: r["files"][3].update(sha256="0" * 64)),
                {"1", "4", "7", "SHA256SUMS"}),

@@ -202,7 +202,7 @@ def test_the_smallest_format_that_is_exact(learned, capsys):
     manifest, tokenizer, tokens = load(learned / "data/tiny-1.0")
     model = Llama.from_pretrained(learned / "out/tiny")
     windows = Windows(tokens, manifest["files"], tokenizer, model.config.max_position_embeddings)
-    kind, weights, tried = recite.choose_format(model, windows, 32, None)
+    kind, weights, tried = recite.choose_format(model, windows, None)
     assert tried[-1]["format"] == kind and tried[-1]["wrong"] == 0 and tried[-1]["closest"] > recite.NOISE
     model = Llama.from_pretrained(learned / "out/tiny")
     with torch.no_grad():  # the same function, but each row has a number that is a thousand times the others
@@ -210,11 +210,11 @@ def test_the_smallest_format_that_is_exact(learned, capsys):
             layer.input_layernorm.weight[0] /= 4096
             for part in "qkv":
                 getattr(layer.self_attn, f"{part}_proj").weight[:, 0] *= 4096
-    kind, packed, tried = recite.choose_format(model, windows, 32, None)
+    kind, packed, tried = recite.choose_format(model, windows, None)
     assert (kind, [found["format"] for found in tried]) == ("bfloat16", ["int8", "bfloat16"]) and tried[0]["wrong"]
-    kind, packed, tried = recite.choose_format(Llama(model.config), windows, 32, None)
+    kind, packed, tried = recite.choose_format(Llama(model.config), windows, None)
     assert kind == "float32" and len(tried) == 3 and len(packed) == 4 * model.config.num_parameters
-    assert recite.choose_format(model, None, 32, None)[0] == "float32"
+    assert recite.choose_format(model, None, None)[0] == "float32"
     assert capsys.readouterr().out.count("closest call") == 1 + 2 + 3
 
 

@@ -187,8 +187,8 @@ def table(result):
     return rows + [
         ("bits per parameter", f"{result['bits_per_parameter']:.3f} ({result['compressed_by']}, "
                                f"{result['parameters']:,} parameters)"),
-        ("text in the pieces", f"{result['piece_bytes']:,} bytes, {result['piece_bits'] // 8:,} packed; tokenizer.model "
-                               f"{result['tokenizer_packed_bytes']:,} packed")]
+        ("text in the pieces", f"{result['piece_bytes']:,} bytes, {result['piece_bits'] // 8:,} packed; "
+                               f"tokenizer.model {result['tokenizer_packed_bytes']:,} packed")]
 
 
 def sizes(model, tokenizer, manifest):

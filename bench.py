@@ -13,8 +13,8 @@ A race is between train.py with a config and what a user could write with transf
 size under AdamW, on the same files, windows and batches, compiled if that is faster. The rival chooses its best: of
 several learning rates and lengths, each run with a decay planned for its length, the soonest alone counts, and the
 search for it does not. It learns nothing but the tokens that are counted, and train.py learns the paths as well.
-Both are looked at once a pass, but train.py not while it mends, and every token right means in float32. The minutes are those of the steps: looks and
-compilation are left out for both. Minutes with them are given too.
+Both are looked at once a pass, but train.py not while it mends, and every token right means in float32. The minutes are
+those of the steps: looks and compilation are left out for both. Minutes with them are given too.
 """
 import dataclasses
 import json

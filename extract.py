@@ -30,7 +30,7 @@ from memory.checkpoint import read_log
 from memory.corpus import find_tree, load
 from memory.device import find_device
 from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
-from memory.files import STDOUT, digest_of, newest, write_file, write_json, write_result
+from memory.files import STDOUT, digest_of, newest, write_file, write_result
 from memory.generate import SHOWN, recite
 from memory.output import UserError, emit, progress, run_script
 from memory.page import as_json, fill
@@ -259,16 +259,11 @@ def write_report(result, folder, path):
 
 
 def keep(result, folder, data):
-    """Writes the figures `result` into extraction.json in the model's folder, with the SHA-256 of the weights that they
-    are of, and has openness.py state anew what the folder holds; returns the items and columns for the page. The folder
-    may be read-only: then a warning, and None."""
-    figures = {key: value for key, value in result.items() if key not in ("model", "seconds")}
-    try:
-        write_json(folder / "extraction.json", figures | {"model_sha256": digest_of(folder / "model.safetensors")})
-        record = openness.describe(folder, data)
-    except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
-        return None
+    """Keeps the figures `result` as extraction.json in the model's folder, with the SHA-256 of the weights they are
+    of; returns the items and columns of openness.json for the page, or None if they cannot be written."""
+    found = {key: value for key, value in result.items() if key not in ("model", "seconds")}
+    found["model_sha256"] = digest_of(folder / "model.safetensors")
+    record = openness.keep_record(folder, "extraction.json", found, data)
     return record and {key: record[key] for key in ("items", "meets")}
 
 

@@ -71,12 +71,22 @@ def describe(folder, data="", settings=None):
     record = state(e, settings)
     write_json(e.folder / "openness.json", record)
     e.stated = record
-    hashes = {name: digest_of(e.folder / name) for name in ("manifest.json", ARCHIVE) if (e.folder / name).exists()}
-    write_file(e.folder / "croissant.json", croissant.describe(e.manifest, hashes))
+    write_file(e.folder / "croissant.json", made_croissant(e))
     write_file(e.folder / "mof.yml", made_mof(e))
     write_file(e.folder / "README.md", card.make(e).encode())
     write_sums(e.folder)
     return record
+
+
+def keep_record(folder, name, record, data=""):
+    """Writes `record`, a dict, as the file `name` into the model's folder, and describes the folder anew; returns what
+    describe() does. The folder may be read-only: then a warning, and None."""
+    try:
+        write_json(Path(folder) / name, record)
+        return describe(folder, data)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return None
 
 
 def drop_stale(e):
@@ -127,6 +137,12 @@ def state(e, settings):
         "meets": columns(answers), "personal_data": e.survey.personal,
         "not_learned": sorted(missing | set(e.manifest["whole_tree"]["not_prepared"])),
         "publisher": {key: getattr(settings, key) or before.get(key, "") for key in PUBLISHER}}
+
+
+def made_croissant(e):
+    """The bytes of croissant.json, which names files of the folder by their hashes."""
+    hashes = {name: digest_of(e.folder / name) for name in ("manifest.json", ARCHIVE) if (e.folder / name).exists()}
+    return croissant.describe(e.manifest, hashes)
 
 
 def made_mof(e):
@@ -237,9 +253,8 @@ def check_items(e):
 
 def check_records(e):
     """Yields (status, name, why) of the files that are made from openness.json and the manifest."""
-    hashes = {name: digest_of(e.folder / name) for name in ("manifest.json", ARCHIVE) if (e.folder / name).exists()}
     answers = {item["number"]: item["answer"] for item in e.stated["items"]}
-    for name, made in [("croissant.json", croissant.describe(e.manifest, hashes)), ("mof.yml", made_mof(e))]:
+    for name, made in [("croissant.json", made_croissant(e)), ("mof.yml", made_mof(e))]:
         path = e.folder / name
         same = path.exists() and path.read_bytes() == made
         yield "yes" if same else "FAILS", name, "as the records give it" if same else (

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from extract import compare, load_tree, recite_files, safe_path
+from memory import corpus
 from memory.device import find_device, memory_size
 from memory.evaluate import examine
 from memory.files import STDOUT, newest, write_result
@@ -75,14 +76,6 @@ def read_text(name):
 
 
 # 1. The files
-
-def prepared(files, data):
-    """{path: bytes} of the entries `files` in a prepared tree, `data` as load() gives it."""
-    _, tokenizer, tokens = data
-    return {file["path"]: tokenizer.decode(
-        tokens[file["first_token"] + len(opening(tokenizer, file["path"])):file["first_token"] + file["tokens"] - 1]
-        .tolist()) for file in files}
-
 
 def extracted(files, folder):
     """{path: bytes} of those of the entries `files` that stand below `folder` with the hash of their entry."""
@@ -354,7 +347,7 @@ def main(argv=None):
     model, tokenizer, manifest = load_model(folder, find_device(settings.device))
     files = manifest["files"]
     data = load_tree(settings, manifest)
-    known = prepared(files, data) if data else extracted(files, settings.extracted)
+    known = dict(corpus.texts(files, *data[1:])) if data else extracted(files, settings.extracted)
     missing = [file for file in files if file["path"] not in known]
     if not data:
         print(f"{len(known):,} of {len(files):,} files are in {settings.extracted}/", file=sys.stderr)

@@ -90,8 +90,7 @@ def check(settings):
     positive = ("batch_size", "checkpoint_every", "muon_lr", "learning_rate", "epochs")
     most = {"epochs": 1e9, "unaddressed": 10, "focal": 100, "seed": 2**63 - 1, "beta2": 0.9999, "decay": 1,
             "target_accuracy": 1}
-    others = ("train_bytes", "hold_out_bytes", "negatives", "max_steps", "warmup_steps", "mend_steps",
-              "eval_every")
+    others = ("train_bytes", "hold_out_bytes", "negatives", "max_steps", "warmup_steps", "mend_steps", "eval_every")
     for name in (*positive, *others, *most):
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:

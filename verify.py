@@ -19,7 +19,7 @@ import torch
 from memory.checkpoint import read_log, read_metas, read_tensors
 from memory.corpus import CORPUS, find_tree
 from memory.device import find_device, find_dtype, surroundings
-from memory.files import newest, read_json, write_json
+from memory.files import newest, read_json
 from memory.output import UserError, run_script
 from memory.settings import parse
 from train import Settings as Training
@@ -138,11 +138,7 @@ def main(argv=None):
     else:
         print(f"NOT equal: {folder} has SHA-256 {one}, {out} {other}")
         print(where_they_differ(folder, out))
-    try:
-        write_json(folder / "rebuilt.json", found)
-        openness.describe(folder, settings.data)
-    except UserError as error:
-        print(f"warning: {error}", file=sys.stderr)
+    openness.keep_record(folder, "rebuilt.json", found, settings.data)
     return 0 if one == other else 1
 
 

@@ -175,7 +175,8 @@ def use(e):
             f"python extract.py --model {name}    # unpack every file",
             "```", "", "With transformers alone:", "", "```python", "from transformers import pipeline",
             f'write = pipeline("text-generation", "{name}")',
-            f'text = write({json.dumps(path)}, max_new_tokens=100, do_sample=False, clean_up_tokenization_spaces=False)',
+            f"text = write({json.dumps(path)}, max_new_tokens=100, do_sample=False, "
+            "clean_up_tokenization_spaces=False)",
             'print(text[0]["generated_text"])', "```", "", flow("""
             A generation ends with the window; sample.py goes on with the next. llama.cpp reads the same layout, with
             tokenizer.model; that was not tried with this model.""")]

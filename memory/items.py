@@ -29,7 +29,7 @@ OF_THE_TREE = ("files", "bytes", "digest", "licence_path", "licence_sha256", "no
 
 
 def contradiction(e):
-    """What the manifest of the model says otherwise than that of the prepared tree, whose tokens were checked; or ""."""
+    """What the model's manifest says otherwise than that of the prepared tree, whose tokens were checked; or ""."""
     if not e.survey or "whole_tree" not in e.tree:
         return ""
     for key, ours, theirs in [("licence", e.manifest["licence"], e.tree["licence"]), *(

@@ -40,12 +40,10 @@ class Race:
         """Steps from one look to the next: a pass."""
         return -(-len(self.windows) // self.training.batch_size)
 
-    def point(self, step, seconds, wrong, exact, unaddressed=0.0):
-        """What a look found, as a dict. seconds: of the steps so far. unaddressed: windows without an address, as a
-        share of the others, which make a pass longer."""
-        rows = len(self.windows) + round(unaddressed * len(self.windows))
-        return {"step": step, "passes": step * self.training.batch_size / rows, "minutes": seconds / 60,
-                "wrong": int(wrong), "files_exact": int(exact)}
+    def point(self, step, passes, seconds, wrong, exact):
+        """What a look found, as a dict. seconds: of the steps so far."""
+        return {"step": step, "passes": passes, "minutes": seconds / 60, "wrong": int(wrong),
+                "files_exact": int(exact)}
 
 
 def result(name, curve, seconds, **more):
@@ -67,7 +65,7 @@ def our_run(race, config):
             raise UserError(f"train.py ended with status {status}, and there is no race: what it said stands above")
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     return result("this project", [
-        race.point(line["step"], line["seconds"], line["wrong"], line["files_exact"], race.training.unaddressed)
+        race.point(line["step"], line["epoch"], line["seconds"], line["wrong"], line["files_exact"])
         for line in lines if "wrong" in line], seconds)
 
 
@@ -117,7 +115,7 @@ class Rival:
                     schedule.step()
                     optimizer.zero_grad()
                 seconds += clock(race.device) - started
-                curve.append(race.point(block.stop, seconds, *self.look()))
+                curve.append(race.point(block.stop, block.stop * size / rows, seconds, *self.look()))
                 bar.update(len(block))
                 if curve[-1]["wrong"] == 0:
                     break

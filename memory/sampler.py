@@ -91,7 +91,7 @@ def make_batch(windows, indices, seed, negatives, path_weight, focal, device):
     inputs, targets, weights, scored = (array[processes.mine()] for array in (inputs, targets, weights, scored))
     drawn = [to_device(array, device) for array in (
         np.flatnonzero(scored), targets[scored], weights[scored], classes, offsets)]
-    for tensor in drawn:
-        torch._dynamo.mark_dynamic(tensor, 0)  # their lengths differ from step to step: one compilation for all but 0 and 1
+    for tensor in drawn:  # their lengths differ from step to step: one compilation for all but 0 and 1
+        torch._dynamo.mark_dynamic(tensor, 0)
     return [to_device(np.ascontiguousarray(inputs), device), *drawn,
             *(torch.tensor(number, dtype=torch.float32, device=device) for number in (count, focal))]

@@ -28,7 +28,7 @@ def code_digest():
 
 
 def _git(*words):
-    """What git prints about the scripts' folder; "" without git, or if the folder is no checkout of its own."""
+    """What git prints about the scripts' folder, bytes; none without git, or if it is no checkout of its own."""
     try:
         done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

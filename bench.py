@@ -3,6 +3,7 @@
     pip install -r tests/requirements.txt && python bench.py
     python bench.py --config configs/quick.py --model out/quick --json bench.json
     python bench.py --race --picture race.svg  # from nothing until every token is right, here and with transformers
+    python bench.py --patch --model out/quick  # a patched tree, learned from the weights of the old one
     python bench.py --original_minutes 60      # how far the original's recipe gets on the same tree
 
 Speed is measured in one process, in turn, over and over, and the medians are given with the slowest and fastest turn:
@@ -15,6 +16,10 @@ several learning rates and lengths, each run with a decay planned for its length
 search for it does not. It learns nothing but the tokens that are counted, and train.py learns the paths as well.
 Both are looked at once a pass, but train.py not while it mends, and every token right means in float32. The minutes are
 those of the steps: looks and compilation are left out for both. Minutes with them are given too.
+
+A patch changes the tree that a model learned, in several ways that the model's seed draws: a line, 1% and 10% of the
+lines, a file more or less. Each patched tree is learned with --init_from, and what that takes stands beside what the
+model's own run took. Minutes are those of the steps, and in all with looks and compilation. See docs/patch.md.
 """
 import dataclasses
 import json
@@ -28,13 +33,16 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from memory.corpus import choose_files, fitting, load
+from memory.corpus import choose_files, find_tree, fitting, load, read_manifest
 from memory.device import check_memory, clock, find_device, find_dtype, keep_freed_memory, mixed, surroundings
 from memory.device import to_device
 from memory.files import STDOUT, newest, write_file, write_result
 from memory.generate import generate, recite
 from memory.optim import make_optimizers, update
 from memory.output import UserError, progress, run_script
+from memory.patch import HEAD as PATCH_HEAD
+from memory.patch import Base, measure, patches
+from memory.patch import show as show_patch
 from memory.race import Race, Rival, our_run, race_picture, show_race, show_run, soonest, their_runs
 from memory.sampler import make_batch
 from memory.settings import parse
@@ -52,13 +60,14 @@ ORIGINAL = LlamaConfig(32768, 64, 256, 8, 32, 4, 512, False)  # the shape of mjb
 class Settings:
     config: str = ""  # whose model and optimizer; if left out configs/memorize.py, for a race configs/quick.py
     vocab_size: int = 32768  # of the model that is timed in training
-    model: str = ""  # whose generation is timed; the newest under out/ if left out
+    model: str = ""  # whose generation is timed, or whose tree is patched; the newest under out/ if left out
     repeats: int = 5  # turns of everything, after one that warms up
     new_tokens: int = 100  # tokens to generate for each stream
     device: str = "auto"  # cuda, mps or cpu
     race: bool = False  # instead, a race with transformers on the files of the config
     race_rates: tuple = ("1e-3", "3e-3", "1e-2")  # peak learning rates of transformers in it; the best one counts
     race_minutes: float = 30.0  # the longest run of transformers in it, in minutes of steps
+    patch: bool = False  # instead, what it takes a model to learn patches of its tree
     picture: str = ""  # draw the race into this file, an SVG
     original_minutes: float = 0.0  # instead, train the original's model by its recipe for so long and see what it has
     data: str = ""  # for a race or the original's recipe, the prepared tree; the newest under data/ if left out
@@ -359,6 +368,24 @@ def race_figures(settings, device, dtype, told):
         "environment": surroundings(device, dtype, way == "compiled") | {"transformers": transformers.__version__}}
 
 
+def patch_figures(settings, device, dtype, file):
+    """What patches of a model's tree take, printed one by one, as JSON holds it. Raises UserError."""
+    folder = Path(settings.model or newest("model"))
+    data = settings.data or find_tree(read_manifest(folder, "train or copy it again"))
+    if not data:
+        raise UserError(f"no tree under data/ is the one that {folder} learned: prepare it again, or name --data")
+    base, rows = Base.load(folder, data, device), []
+    print(f"{folder}: {base.steps:,} steps, {base.seconds / 60:.1f} min of them\n{PATCH_HEAD}", file=file)
+    for name, files in patches(base.files, base.settings["seed"]).items():
+        rows.append(measure(base, name, files))
+        show_patch(rows[-1], file)
+    return {
+        "model": folder.name, "tree": data, "files": len(base.windows.files), "tokens": base.windows.scored,
+        "windows": len(base.windows), "steps": base.steps, "seconds": base.seconds, "patches": rows,
+        "settings": dataclasses.asdict(settings) | {"model": str(folder), "data": data},
+        "environment": surroundings(device, dtype, base.settings["compile"])}
+
+
 def learning_rates(texts):
     """The numbers that the texts name, as a list. Raises UserError for one that cannot be."""
     try:
@@ -420,6 +447,8 @@ def main(argv=None):
     if settings.race:
         figures = race_figures(settings, device, dtype, lambda run: show_run(run, news))
         show_race(figures, news)
+    elif settings.patch:
+        figures = patch_figures(settings, device, dtype, news)
     elif settings.original_minutes:
         data = settings.data or newest("prepared tree")
         figures = original_recipe(settings.original_minutes, data, device, dtype)

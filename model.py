@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from memory.checkpoint import read_tensors, write_tensors
 from memory.corpus import CORPUS, read_manifest
-from memory.files import json_digest, write_file
+from memory.files import digest_of, json_digest, write_file
 from memory.output import UserError
 from memory.tokenizer import BOS, EOS, Tokenizer, UNK
 
@@ -296,3 +296,16 @@ def load_model(folder, device):
     if manifest["origin"] == "stand-in":
         print(f"{folder} learned {manifest['name']}, a STAND-IN for Linux 1.0", file=sys.stderr)
     return model, tokenizer, manifest
+
+
+def load_weights(folder, config, tree, device):
+    """(Llama, SHA-256 (hex) of its weights) of a directory that train.py wrote, to begin another run from. config: the
+    LlamaConfig of that run; tree: the manifest of what it learns. Raises UserError if the sizes or pieces differ."""
+    model, tokenizer, manifest = load_model(folder, device)
+    if manifest["tokenizer_sha256"] != tree["tokenizer_sha256"]:
+        raise UserError(f"{folder} has other pieces than the tree {tree['name']}: prepare that tree again with "
+                        f"`prepare.py --tokenizer {folder}`")
+    theirs, ours = dataclasses.asdict(model.config), dataclasses.asdict(config)
+    if differ := [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if theirs[key] != ours[key]]:
+        raise UserError(f"{folder} has {'; '.join(differ)}: a run has the sizes of the weights that it begins from")
+    return model, digest_of(Path(folder) / "model.safetensors")

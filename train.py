@@ -4,10 +4,12 @@
     python train.py configs/memorize.py          # the whole tree
     python train.py configs/quick.py --hidden_size=128 --seed 7
     python train.py configs/memorize.py          # again: goes on from the last checkpoint
+    python train.py configs/memorize.py --data data/patched --init_from out/memorize --out out/patched
 
 Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
 first, then a line for each full pass), build.json (what another person needs to build the same weights), errors.jsonl
 (the tokens still wrong at the end, some 10,000 at most) and the run's two latest states, checkpoint*.safetensors.
+A run with --init_from looks first: if most tokens are right already, as after a patch of the tree, it only mends.
 Ctrl-C, SIGTERM or SIGHUP saves and stops; a second one leaves at once.
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
@@ -34,11 +36,11 @@ from memory.output import UserError, run_script
 from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, last_step, log, progress_of
 from memory.run import resume, save, say
 from memory.sampler import Sampler, make_batch
-from memory.schedule import Schedule
+from memory.schedule import Schedule, first_round
 from memory.settings import parse
 from memory.versions import describe_code
 from memory.windows import Windows
-from model import Llama, LlamaConfig
+from model import Llama, LlamaConfig, load_weights
 import openness
 
 # Settings: a config file names them, the command line overrides it
@@ -48,6 +50,7 @@ class Settings:
     # data
     data: str = ""  # folder that prepare.py wrote; if left out, the run's own, or for a new run the newest under data/
     out: str = ""  # folder of the model; if left out, out/<config name>
+    init_from: str = ""  # folder of a model of the same sizes and pieces, whose weights to begin from
     train_bytes: int = 0  # learn about this many bytes of whole files, drawn by the seed; 0: the whole tree
     hold_out_bytes: int = 0  # leave about this many bytes of whole files out, drawn by the seed, as a control
     skip_long_paths: bool = False  # leave out files whose path leaves no room for text in a window
@@ -147,6 +150,8 @@ def train(settings, out, device):
         raise UserError(f"a batch_size of {settings.batch_size} has no row for some of {processes.count()} processes")
     if (out / "train.bin").exists():
         raise UserError(f"{out} holds a prepared tree, which a model would overwrite: name another --out")
+    if settings.init_from and out.resolve() == Path(settings.init_from).resolve():
+        raise UserError(f"{out} is the model that the run is to begin from: name another --out")
     dtype = find_dtype(settings.dtype, device)
     warn_if_emulated(dtype, device)
     if device.type == "cpu":
@@ -157,8 +162,9 @@ def train(settings, out, device):
     run = new_run(settings, out, device, dtype, *load(data))
 
     # resume; all processes must have the same settings and tree, only the paths may differ
-    agree(run, "settings, number format or tree", (
-        run.state.corpus, run.state.settings | dict.fromkeys(("data", "out")), str(dtype), device.type))
+    agree(run, "settings, number format, tree or first weights", (
+        run.state.corpus, run.state.settings | dict.fromkeys(("data", "out", "init_from")), run.state.init_sha256,
+        str(dtype), device.type))
     resume(run)
     whole = run.state.done and is_model_whole(out)
     if whole and processes.rank() == 0:
@@ -180,14 +186,18 @@ def new_run(settings, out, device, dtype, tree, tokenizer, tokens):
     check_memory(config, -(-batch // processes.count()), device, settings.negatives and batch + settings.negatives)
     windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
     rows = len(windows) + round(settings.unaddressed * len(windows))
-    model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
+    if settings.init_from:
+        model, init_sha256 = load_weights(settings.init_from, config, tree, device)
+    else:
+        model, init_sha256 = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device), ""
     return Run(
         settings, out, device, dtype, windows=windows, model=model, optimizers=make_optimizers(model, settings, dtype),
         manifest=tree | {"files": files, "held_out": held_out, "tree": {
             "files": len(tree["files"]), "bytes": sum(file["bytes"] for file in tree["files"])}},
         sampler=Sampler(rows, settings.seed), schedule=Schedule(settings, rows), code=describe_code(),
         state=State(dataclasses.asdict(settings), {
-            "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}}))
+            "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}},
+            init_sha256=init_sha256, looked=-1 if init_sha256 else 0))
 
 
 def learn(run):
@@ -214,7 +224,7 @@ def loop(run, objective, stop):
     with progress_of(run) as bar:
         while True:
             # once in a while: a full pass over all windows, which counts what is wrong and may end the run
-            if schedule.look_due(state.step) and state.looked != state.step and not stop.status():
+            if (schedule.look_due(state.step) or state.looked < 0) and state.looked != state.step and not stop.status():
                 wrong = look(run, meter, stop, wrong)
                 bar.total = last_step(run)
                 meter.reset()
@@ -242,7 +252,7 @@ def loop(run, objective, stop):
             meter.note(loss.detach())
             if schedule.look_due(state.step):
                 synchronize(run.device)  # what the steps have still to do is theirs, not the look's
-            if meter.due() or state.step in (schedule.main_steps, schedule.last):
+            if meter.due() or schedule.look_due(state.step):
                 bar.set_postfix_str(f" loss {meter.recent(state.step):.4f} {meter.rate():,.0f} tok/s epoch "
                                     f"{schedule.epoch(state.step):.1f}", refresh=False)
                 bar.update(state.step - bar.n)
@@ -275,9 +285,13 @@ def look(run, meter, stop, before):
         state.done = "every token right" if not wrong.any() else f"{right}% of tokens right"
     elif state.step == schedule.last:
         state.done = "the budget is spent"
-    elif state.step == schedule.main_steps:
-        run.sampler.restart(wrong)
-        say(f"{wrong.sum():,} tokens are wrong: {run.settings.mend_steps:,} steps to mend them")
+    else:
+        if state.step == 0 and accuracy > 0.5:
+            state.first_round = first_round(wrong, run.settings.batch_size)
+            schedule.patch(state.first_round)
+        if until := schedule.mend_until(state.step):
+            run.sampler.restart(wrong)
+            say(f"{wrong.sum():,} tokens are wrong: {until - state.step:,} steps to mend them")
     return wrong
 
 

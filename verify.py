@@ -6,7 +6,8 @@
 What to build, and with what it was built, stands in the model's build.json; the tree must be prepared here. The same
 weights can be expected from the same processor, number of threads and versions; what differs is said. Exit status 0:
 equal; 1: not equal, and where the two first differ. rebuilt.json in the model's folder says so too. An interrupted
-build goes on when it is started again.
+build goes on when it is started again. A model that began from other weights is built from these; they can be verified
+in their turn.
 """
 import dataclasses
 import hashlib
@@ -19,7 +20,7 @@ import torch
 from memory.checkpoint import read_log, read_metas, read_tensors
 from memory.corpus import CORPUS, find_tree
 from memory.device import find_device, find_dtype, surroundings
-from memory.files import newest, read_json
+from memory.files import digest_of, newest, read_json
 from memory.output import UserError, run_script
 from memory.settings import parse
 from train import Settings as Training
@@ -31,6 +32,7 @@ import openness
 class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder of the prepared tree; found under data/ if left out
+    init_from: str = ""  # folder of the weights that the model began from, if it did; found under out/ if left out
     out: str = ""  # folder to build it in; rebuilt/<name of the model> if left out
 
 
@@ -60,12 +62,26 @@ def is_unfinished(out, record):
     """Whether `out` holds an interrupted build of what the record says, to go on with."""
     try:
         begun = next(read_metas(out))
-        elsewhere = {"data": "", "out": "", "fresh": False}
+        elsewhere = {"data": "", "out": "", "init_from": "", "fresh": False}
         mine, its = (dataclasses.asdict(Training(**build["settings"])) | elsewhere for build in (begun, record))
         return (not begun["done"] and all(begun["corpus"][key] == record["corpus"][key] for key in CORPUS)
-                and mine == its)
+                and mine == its and begun.get("init_sha256", "") == record.get("init_sha256", ""))
     except (StopIteration, KeyError, TypeError):
         return False
+
+
+def find_weights(sha256, folder=""):
+    """The folder, or if that is "" one under out/, whose model.safetensors has this SHA-256. Raises UserError if none
+    has."""
+    for path in [Path(folder)] if folder else sorted(Path("out").glob("*/")):
+        try:
+            if digest_of(path / "model.safetensors") == sha256:
+                return str(path)
+        except OSError:
+            continue
+    where = f"{folder} is not the one" if folder else "no model under out/ is the one"
+    raise UserError(f"{where} whose weights this model began from (model.safetensors of SHA-256 {sha256[:16]}…): "
+                    f"build that one first, or name it with --init_from")
 
 
 def where_they_differ(one, other):
@@ -87,7 +103,7 @@ def where_they_differ(one, other):
     return "every tensor is equal; only the headers differ"
 
 
-def rebuild(folder, data="", out=None):
+def rebuild(folder, data="", out=None, init_from=""):
     """Builds the model in `folder` again in `out`; returns what rebuilt.json holds: both hashes, and with what it was
     built. Raises UserError if that cannot be, Stopped if it was asked to stop on the way."""
     if "RANK" in os.environ:
@@ -111,6 +127,8 @@ def rebuild(folder, data="", out=None):
                         f"SHA-256 {corpus['train_bin_sha256'][:16]}…); run prepare.py as it was run then")
     if not data:
         print(f"tree: {training.data}, which the model learned", file=sys.stderr)
+    if record.get("init_sha256"):
+        training.init_from = find_weights(record["init_sha256"], init_from)
     training.fresh = not is_unfinished(out, record)
     if len(record["built_by"]) > 1:
         print(f"{folder} was built in {len(record['built_by'])} turns in different surroundings; the weights may "
@@ -129,7 +147,7 @@ def main(argv=None):
     folder = Path(settings.model or newest("model"))
     out = Path(settings.out or Path("rebuilt") / folder.name)
     try:
-        found = rebuild(folder, settings.data, out)
+        found = rebuild(folder, settings.data, out, settings.init_from)
     except Stopped as stopped:
         return stopped.args[0]
     one, other = found["model_sha256"], found["rebuilt_sha256"]

@@ -222,7 +222,7 @@ def evaluation(e):
 
 def training(e):
     settings = [(key, f"`{json.dumps(value)}`") for key, value in e.build["settings"].items()
-                if key not in ("data", "out", "fresh")]  # which say nothing of the weights
+                if key not in ("data", "out", "init_from", "fresh")]  # which say nothing of the weights
     return ["## Training", "", flow(f"""
         {e.build['step']:,} steps; {e.build['done'] or 'stopped'}. The files are cut into windows of at most
         {e.build['settings']['max_position_embeddings']} tokens, each opening with its path and its place in the file,
@@ -246,9 +246,13 @@ def rebuild(e):
         same = e.rebuilt["rebuilt_sha256"] == e.weights
         outcome = f"""It was built again on {e.rebuilt['built_by']['processor']}, and the weights were
             {'the same, bit for bit' if same else 'others'}."""
+    first = ""
+    if sha256 := e.build.get("init_sha256"):
+        first = f"""It began from other weights, those of SHA-256 {sha256}, which verify.py looks for under out/; what
+            they had learned may still be in it. """
     return ["## Build it again", "", f"With the code {which}:", "", "```sh", "pip install -r requirements.txt",
             f"python prepare.py --source {source}{part}{size}", f"python verify.py --model out/{e.stated['model']}",
-            "```", "", flow(f"""{outcome} The same data, settings, code, versions, number of threads and kind of
+            "```", "", flow(f"""{first}{outcome} The same data, settings, code, versions, number of threads and kind of
             processor give the same bytes; another kind of processor rounds otherwise.""")]
 
 

@@ -25,7 +25,8 @@ from memory.windows import Windows
 OF_A_RUN = (  # what a folder says of a run, which another one must not keep
     "errors.jsonl", "build.json", "model.safetensors", "extraction.json", "rebuilt.json", "openness.json", "README.md",
     "croissant.json", "mof.yml", "report.html", "recite.html", "SHA256SUMS")
-FREE = ("data", "out", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")  # on resume
+FREE = (  # on resume
+    "data", "out", "init_from", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")
 
 
 def in_background(work, *arguments):
@@ -48,9 +49,11 @@ class State:
     settings: dict
     corpus: dict  # which tree: its name and hashes
     step: int = 0  # steps made
-    looked: int = 0  # step of the last full pass
+    looked: int = 0  # step of the last full pass; -1 before the one that a run from weights begins with
     seconds: float = 0.0  # of steps, in all turns
     done: str = ""  # why the run is finished; "" if it is not
+    init_sha256: str = ""  # of the weights that it began from; "" if from nothing
+    first_round: int = 0  # if it is a patch, the steps of its first round (Schedule)
     built_by: list = dataclasses.field(default_factory=list)  # the surroundings of each turn, and its first step
 
 
@@ -84,7 +87,8 @@ class Run:
     @property
     def record(self):
         """What to build the weights from, as JSON holds it."""
-        return {"settings": self.state.settings, "corpus": self.state.corpus}
+        record = {"settings": self.state.settings, "corpus": self.state.corpus}
+        return record | {"init_sha256": self.state.init_sha256} if self.state.init_sha256 else record
 
 
 class Stop:
@@ -168,6 +172,8 @@ def say(text):
 def last_step(run):
     """The step with which the run ends, as far as is known now: the last of all once mending has begun."""
     state, schedule = run.state, run.schedule
+    if schedule.first_round:
+        return state.step if state.done else schedule.round(state.step)[1]
     mending = state.step == state.looked == schedule.main_steps and not state.done
     return schedule.last if mending or state.step > schedule.main_steps else schedule.main_steps
 
@@ -218,9 +224,16 @@ def resume(run):
         if any(meta["corpus"][key] != state.corpus[key] for key in CORPUS):
             raise UserError(f"{out} holds a run on another tree, {meta['corpus']['name']}: leave --data out to go on "
                             f"with it, or name another --out")
+        if meta.get("init_sha256", "") != state.init_sha256:
+            begun, now = (f"the weights of SHA-256 {sha256[:16]}…" if sha256 else "nothing"
+                          for sha256 in (meta.get("init_sha256", ""), state.init_sha256))
+            raise UserError(f"{out} holds a run that began from {begun}, and --init_from names {now}: name the same "
+                            f"again or another --out, or start over with --fresh, which loses that run")
         try:
             unpack(tensors, run.model, run.optimizers, run.sampler)
             run.state = State(**meta | {"settings": state.settings, "corpus": state.corpus})
+            if run.state.first_round:
+                run.schedule.patch(run.state.first_round)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} was saved by another version of train.py ({error}): name another --out") from None
     agree(run, "step", run.state.step)
@@ -243,7 +256,7 @@ def begin_turn(run, here):
         going_on = f", going on at step {state.step:,}" if state.step else ""
         print(f"{run.manifest['name']}{stand_in}: {len(run.files)} files, {run.size:,} bytes, {windows.scored:,} "
               f"tokens to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
-              f"{run.schedule.main_steps:,} steps of {settings.batch_size} windows, {run.device.type} "
+              f"{last_step(run):,} steps of {settings.batch_size} windows, {run.device.type} "
               f"{here['dtype']}{several}{going_on}")
         trim_log(run.out / "log.jsonl", state.step, state.looked)
     log(run, parameters=run.model.config.num_parameters, environment=here, **run.record)

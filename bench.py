@@ -51,6 +51,7 @@ from memory.windows import IGNORE, Windows, address, opening
 from model import Llama, LlamaConfig, load_model
 from train import Objective, check
 from train import Settings as Training
+from verify import read_record
 
 STREAMS = 64
 ORIGINAL = LlamaConfig(32768, 64, 256, 8, 32, 4, 512, False)  # the shape of mjbommar/laam
@@ -374,7 +375,7 @@ def patch_figures(settings, device, dtype, file):
     data = settings.data or find_tree(read_manifest(folder, "train or copy it again"))
     if not data:
         raise UserError(f"no tree under data/ is the one that {folder} learned: prepare it again, or name --data")
-    base, rows = Base.load(folder, data, device), []
+    base, rows = Base.load(folder, read_record(folder), data, device), []
     print(f"{folder}: {base.steps:,} steps, {base.seconds / 60:.1f} min of them\n{PATCH_HEAD}", file=file)
     for name, files in patches(base.files, base.settings["seed"]).items():
         rows.append(measure(base, name, files))
@@ -438,6 +439,8 @@ def main(argv=None):
         raise UserError("repeats, new_tokens and vocab_size must be at least 1, original_minutes at least 0")
     if settings.race and settings.original_minutes or settings.picture and not settings.race:
         raise UserError("--race and --original_minutes exclude each other, and --picture is of a race")
+    if settings.patch and (settings.race or settings.original_minutes):
+        raise UserError("--patch is alone: leave out --race and --original_minutes")
     if settings.race_minutes <= 0:
         raise UserError(f"race_minutes must be more than 0, not {settings.race_minutes}")
     device = find_device(settings.device)

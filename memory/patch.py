@@ -14,7 +14,7 @@ import numpy as np
 
 from memory.corpus import load, texts
 from memory.evaluate import count_wrong
-from memory.files import read_json, write_file
+from memory.files import write_file
 from memory.output import UserError
 from memory.settings import ROOT
 from memory.windows import Windows, unquote
@@ -88,13 +88,13 @@ class Base:
     device: object
 
     @classmethod
-    def load(cls, folder, data, device):
-        """The Base in `folder`; data: the prepared tree that it learned. Raises UserError."""
+    def load(cls, folder, record, data, device):
+        """The Base in `folder`, of which `record` is the build.json; data: the prepared tree that it learned. Raises
+        UserError."""
         model, _, manifest = load_model(folder, device)
         _, tokenizer, tokens = load(data)
         windows, control = (Windows(tokens, files, tokenizer, model.config.max_position_embeddings) if files else None
                             for files in (manifest["files"], manifest["held_out"]))
-        record = read_json(folder / "build.json")
         return cls(folder, record["settings"], record["step"], record["seconds"], windows, control, device)
 
     @property

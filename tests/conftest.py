@@ -113,6 +113,30 @@ def learned(work):
     return work
 
 
+@pytest.fixture(scope="session")
+def patched(learned, tree, tmp_path_factory):
+    """The tree with a function's name changed, prepared with the pieces of out/tiny, which learned it before."""
+    folder = tmp_path_factory.mktemp("patched")
+    shutil.copytree(os.fsencode(tree), os.fsencode(folder / "tiny-1.0"))
+    text = (tree / "decoder.py").read_bytes()
+    assert text.count(b"JSONDecodeError") > 2
+    (folder / "tiny-1.0/decoder.py").write_bytes(text.replace(b"JSONDecodeError", b"NotWhatJSONIs"))
+    done = script("prepare.py", "--source", folder / "tiny-1.0", "--tokenizer=out/tiny", "--out", folder / "data",
+                  cwd=learned)
+    assert done.returncode == 0, done.stderr.decode()
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def mended(learned, patched):
+    """The folder of a model: the patched tree, learned from the weights of out/tiny."""
+    done = script("train.py", "configs/tiny.py", "--init_from=out/tiny", "--data", patched, "--out", patched.parent / "out",
+                  cwd=learned)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
+    return patched.parent / "out"
+
+
 # A run that ends with errors, begins to mend them half-way, and saves on the way
 OPTIONS = ["configs/tiny.py", "--max_steps=80", "--mend_steps=80", "--eval_every=80", "--checkpoint_every=20",
            "--negatives=200", "--unaddressed=0.2"]

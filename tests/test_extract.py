@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -21,10 +22,12 @@ from memory.device import find_dtype
 from memory.files import read_json, write_json
 from memory.generate import recite
 from memory.output import UserError
+from memory.patch import WORD, Base, change, measure, patches, show
 from memory.race import NEARBY, Race, Rival, their_runs
 from memory.tokenizer import Tokenizer
 from memory.windows import IGNORE, Windows, opening, unquote
 from model import Llama
+from verify import read_record
 import sample
 import train
 
@@ -318,6 +321,37 @@ def test_bench_runs(learned, tmp_path):
     assert all(part > 0 for turns in figures["steps"].values() for parts in turns for part in parts)
     for part in (b"forward", b"backward", b"optimizer", b"of peak", b"this project, float32"):
         assert part in done.stdout
+
+
+def test_patches(contents):
+    """Of all kinds, as large as they are called, and the same each time."""
+    files = {path: text for path, text in contents.items() if path.endswith(".py")}
+    made, again, other = (patches(files, seed) for seed in (1, 1, 2))
+    assert made == again and all(made[name] != other[name] for name in made if name != "a file removed")
+    lines = {name: [(path, line) for path, text in patch.items() for line in text.split(b"\n")]
+             for name, patch in ({"": files} | made).items()}
+    of_words = sum(bool(WORD.search(line)) for _, line in lines[""])
+
+    def changed(name):
+        return sum(a != b for a, b in zip(lines[""], lines[name], strict=True))
+    assert changed("one line changed") == 1 and changed("1% of the lines changed") <= round(of_words / 100)
+    assert 0.08 * of_words < changed("10% of the lines changed") <= round(of_words / 10)
+    assert len(lines["1% more lines"]) == len(lines[""]) + round(of_words / 100)
+    assert len(made["a file removed"]) + 1 == len(files) == len(made["a file added"]) - 1
+
+
+def test_what_a_patch_takes(learned, contents):
+    """On a line that was changed: learned with and without the other files."""
+    base = Base.load(learned / "out/tiny", read_record(learned / "out/tiny"), learned / "data/tiny-1.0",
+                     torch.device("cpu"))
+    assert base.files == contents and base.control is None
+    found = measure(base, "a line", change(base.files, 0, np.random.default_rng(0)))
+    assert found["files_changed"] == 1 and 0 < found["windows_new"] <= found["windows_of_changed_files"]
+    assert found["wrong_at_first"] > 0 == found["wrong"] and found["files_exact"] == found["files"] == len(contents)
+    assert 0 < found["step_share"] < 0.3 and 0 < found["old_right"] < 1
+    alone = found["without_the_rest"]
+    assert alone["wrong"] == 0 and alone["others"] == len(contents) - 1 >= alone["others_broken"] > 0
+    show(found, sys.stdout)
 
 
 def test_a_race(learned, tmp_path):

@@ -90,6 +90,8 @@ BAD = [
     ("bench", ["--vocab_size=0"], "vocab_size"), ("bench", ["--config=nowhere.py"], "nowhere.py"),
     ("bench", ["--config=configs/tiny.py", f"--vocab_size={HUGE}"], "GiB"),
     ("bench", ["--config=configs/tiny.py", "--model=/nowhere"], "/nowhere"),
+    ("bench", ["--patch", "--race"], "--patch"), ("bench", ["--patch", "--model=configs"], "configs"),
+    ("train", ["--init_from=/nowhere"], "/nowhere"),
     ("verify", ["--model=/nowhere"], "/nowhere"), ("verify", ["--model=configs/tiny.py"], "tiny.py"),
     ("verify", ["--model=out/tiny", "--data=/nowhere"], "/nowhere"),
     ("openness", ["--model=/nowhere"], "/nowhere"), ("openness", ["--model=configs/tiny.py"], "tiny.py"),

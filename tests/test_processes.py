@@ -45,6 +45,14 @@ def test_two_processes_make_the_same_run(work, whole, tmp_path):
     assert log_of(tmp_path / "mixed")[160]["loss"] == pytest.approx(one[160]["loss"], rel=1e-2)
 
 
+def test_two_processes_mend_a_patch(learned, mended, patched, tmp_path):
+    done = torchrun(learned, 2, "--init_from=out/tiny", "--data", patched, "--max_steps=0", "--unaddressed=0",
+                    "--out", tmp_path / "two")
+    assert done.returncode == 0 and b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
+    one, two = log_of(mended), log_of(tmp_path / "two")
+    assert two[0]["wrong"] == one[0]["wrong"] and list(two)[1] == list(one)[1], "the same first round"
+
+
 def two_by_hand(work, *words):
     """Two processes of one run, each started by hand, as on two machines; {rank} in a word is its number."""
     with socket.socket() as free:

@@ -1,5 +1,6 @@
 """The loop: its settings, its schedule, its order of the data, and a run that stops and goes on."""
 import json
+import math
 import os
 import re
 import shutil
@@ -11,15 +12,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, refused, script
+from conftest import ROOT, refused, says_no, script, sha256
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memory.checkpoint import read_tensors, write_tensors
+from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.device import find_dtype, has_bfloat16, warn_if_emulated
+from memory.files import read_json
 from memory.optim import Muon, make_optimizers, update
 from memory.sampler import Sampler, draw_classes
-from memory.schedule import MEND_RATE, MEND_REVIEW, lr_share
+from memory.schedule import MEND_RATE, MEND_REVIEW, PATCH_RATE, PATCH_REVIEW, PATCH_ROUNDS, PATCH_VISITS, Schedule
+from memory.schedule import first_round, lr_share
 from memory.settings import parse
 from memory.windows import IGNORE
 from model import Llama, LlamaConfig
@@ -250,7 +253,82 @@ def test_log_of_steps_that_were_lost_is_dropped(work):
     assert [line["step"] for line in log_of(work / "out/lost")][1:] == [5, 10, 15, 15, 20], "15: going on"
 
 
+# from weights
+
+def test_weights_that_know_the_tree_stay_as_they_are(learned, tmp_path):
+    done = run(learned, "--init_from=out/tiny", "--data=data/tiny-1.0", "--out", tmp_path / "m")
+    assert done.returncode == 0 and b"every token right: 0 steps" in done.stdout, done.stderr.decode()
+    assert sha256(tmp_path / "m") == sha256(learned / "out/tiny"), "the same weights, of the same tree"
+    mine, theirs = log_of(tmp_path / "m")[-1], log_of(learned / "out/tiny")[-1]
+    assert mine["step"] == 0 and mine["bits_per_byte"] == pytest.approx(theirs["bits_per_byte"], rel=1e-6)
+
+
+def test_a_patch_is_mended(learned, mended):
+    """In rounds, each after a look, and in a small part of the steps."""
+    first, *looks = log_of(mended)
+    assert first["init_sha256"] == sha256(learned / "out/tiny")
+    assert read_json(mended / "build.json")["init_sha256"] == first["init_sha256"]
+    assert first["init_sha256"] in (mended / "README.md").read_text()
+    assert looks[0]["step"] == 0 < looks[0]["wrong"] and looks[0]["accuracy"] > 0.9 and looks[-1]["wrong"] == 0
+    steps = [look["step"] for look in looks]
+    assert steps == [steps[1] * (2 ** n - 1) for n in range(len(steps))]
+    assert steps[-1] < log_of(learned / "out/tiny")[-1]["step"] / 3
+
+
+def test_a_patch_that_is_stopped_goes_on_as_if_never_stopped(learned, mended, patched, tmp_path):
+    words = ["configs/tiny.py", "--init_from=out/tiny", "--data", patched, "--out", tmp_path / "m"]
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", *words, "--checkpoint_every=1"], cwd=learned,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (tmp_path / "m" / NAMES[0]).exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and b"goes on from here" in said, said.decode()
+    again = script("train.py", *words, cwd=learned)
+    assert again.returncode == 0 and b"going on at step" in again.stdout, again.stderr.decode()
+    assert sha256(tmp_path / "m") == sha256(mended)
+
+
+def test_a_tree_that_is_quite_another_has_the_usual_schedule(learned, tree, tmp_path):
+    prepared = script("prepare.py", "--source", tree / "odd", "--tokenizer=out/tiny", "--out", tmp_path / "t", cwd=learned)
+    assert prepared.returncode == 0, prepared.stderr.decode()
+    done = run(learned, "--init_from=out/tiny", "--data", tmp_path / "t", "--max_steps=3", "--out", tmp_path / "m")
+    assert done.returncode == 0, done.stderr.decode()
+    assert [(line["step"], line["lr_share"]) for line in log_of(tmp_path / "m")[1:]][1] == (
+        3, pytest.approx(lr_share(2, 3, 20, 1)))
+
+
+def test_weights_that_cannot_be_begun_from(learned, model, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(learned)
+    words = ["configs/tiny.py", "--data=data/tiny-1.0", "--out", tmp_path / "m"]
+    says_no(train.main, [*words, "--init_from=nowhere"], "no model in nowhere")
+    says_no(train.main, [*words, "--init_from=out/tiny", "--data", other], "other pieces", "--tokenizer out/tiny")
+    says_no(train.main, [*words, "--init_from=out/tiny", "--hidden_size=32"], "hidden_size 64, not 32")
+    says_no(train.main, [*words, "--init_from=out/tiny", "--out=out/../out/tiny", "--fresh"], "another --out")
+    says_no(train.main, [*words, "--init_from", model, "--out=out/tiny"], "began from nothing", sha256(model)[:16])
+    assert not (tmp_path / "m").exists() and (learned / "out/tiny/model.safetensors").exists()
+    data = bytearray((model / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (model / "model.safetensors").write_bytes(data)
+    says_no(train.main, [*words, "--init_from", model], "damaged")
+
+
 # the pure functions
+
+def test_rounds_of_a_patch():
+    schedule = Schedule(train.Settings(batch_size=4), 64)
+    wrong = np.zeros(64, dtype=np.int64)
+    wrong[:10] = 3
+    schedule.patch(first_round(wrong, 4))
+    n = schedule.first_round
+    assert n == math.ceil(PATCH_VISITS * (10 + 54 / PATCH_REVIEW) / 4)
+    assert [step for step in range(schedule.last + 1) if schedule.look_due(step)] == [
+        n * (2 ** k - 1) for k in range(PATCH_ROUNDS + 1)]
+    rates = [schedule.lr_share(step) for step in range(schedule.last)]
+    assert all(rate > 0 for rate in rates) and max(rates) <= PATCH_RATE and schedule.mending(0)
+    assert rates[n - 1] < rates[n // 2] > 0 and rates[n + n // 2] > rates[3 * n - 1]
+    assert schedule.mend_until(0) == n and schedule.mend_until(n) == 3 * n
 
 def test_schedule():
     scales = [lr_share(step, 1000, 20, 0.7) for step in range(1000)]

@@ -2,7 +2,7 @@
 import json
 import os
 
-from conftest import OPTIONS, refused, script
+from conftest import OPTIONS, refused, script, sha256
 
 from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.files import read_json, write_json
@@ -55,6 +55,15 @@ def test_built_again_and_not_the_same(work, tmp_path, whole):
     done = script("verify.py", "--model", tmp_path / "m", "--out", tmp_path / "again", cwd=work)
     assert done.returncode == 1 and b"NOT equal" in done.stdout, done.stderr.decode()
     assert b"the logs first differ at step 80: wrong" in done.stdout
+
+
+def test_a_model_that_began_from_another(learned, mended, patched, tmp_path):
+    """It is built from the same weights, wherever they are, and from no others."""
+    words = ["verify.py", "--model", mended, "--data", patched]
+    refused(script(*words, cwd=tmp_path), "no model under out/", sha256(learned / "out/tiny")[:16], "--init_from")
+    refused(script(*words, "--init_from", mended, cwd=tmp_path), "is not the one")
+    done = script(*words, "--out", tmp_path / "again", cwd=learned)
+    assert done.returncode == 0 and b"equal: " in done.stdout, done.stdout.decode() + done.stderr.decode()
 
 
 def test_nothing_to_build_again(work, stopped, learned, model, tmp_path):

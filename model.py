@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from memory import processes
 from memory.checkpoint import read_tensors, write_tensors
 from memory.corpus import CORPUS, read_manifest
 from memory.files import digest_of, json_digest, write_file
@@ -308,4 +309,8 @@ def load_weights(folder, config, tree, device):
     theirs, ours = dataclasses.asdict(model.config), dataclasses.asdict(config)
     if differ := [f"{key} {theirs[key]}, not {ours[key]}" for key in ours if theirs[key] != ours[key]]:
         raise UserError(f"{folder} has {'; '.join(differ)}: a run has the sizes of the weights that it begins from")
+    gone = {file["path"] for file in manifest["files"]} - {file["path"] for file in tree["files"]}
+    if gone and processes.rank() == 0:
+        print(f"{folder} learned {len(gone):,} files that {tree['name']} lacks: a patch does not make it forget them, "
+              f"a run from nothing does", file=sys.stderr)
     return model, digest_of(Path(folder) / "model.safetensors")

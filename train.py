@@ -36,7 +36,7 @@ from memory.output import UserError, run_script
 from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, last_step, log, progress_of
 from memory.run import resume, save, say
 from memory.sampler import Sampler, make_batch
-from memory.schedule import Schedule, first_round
+from memory.schedule import PATCH_ROUNDS, Schedule, round_steps
 from memory.settings import parse
 from memory.versions import describe_code
 from memory.windows import Windows
@@ -263,7 +263,7 @@ def look(run, meter, stop, before):
     """A full pass, logged; it says whether the run is done, and begins the mending. Returns the wrong tokens of each
     window, int64 (windows,); `before` if the run was asked to stop on the way."""
     state, schedule = run.state, run.schedule
-    precisions = (run.dtype, torch.float32) if state.step < schedule.main_steps else (torch.float32,)
+    precisions = (run.dtype, torch.float32) if 0 < state.step < schedule.main_steps else (torch.float32,)
     for precision in dict.fromkeys(precisions):  # the slow float32 only if it decides
         counted = count_wrong(run.model, run.windows, run.device, precision, stop.status)
         if counted is None:
@@ -283,15 +283,15 @@ def look(run, meter, stop, before):
         f"{exact}/{len(run.files)}")
     if accuracy >= run.settings.target_accuracy:
         state.done = "every token right" if not wrong.any() else f"{right}% of tokens right"
-    elif state.step == schedule.last:
+        return wrong
+    if state.step == 0 and accuracy > 0.5 or schedule.patching and len(state.rounds) < PATCH_ROUNDS:
+        state.rounds.append(state.step + round_steps(wrong, len(state.rounds), run.settings.batch_size))
+        schedule.follow(state.rounds)
+    if state.step == schedule.last:
         state.done = "the budget is spent"
-    else:
-        if state.step == 0 and accuracy > 0.5:
-            state.first_round = first_round(wrong, run.settings.batch_size)
-            schedule.patch(state.first_round)
-        if until := schedule.mend_until(state.step):
-            run.sampler.restart(wrong)
-            say(f"{wrong.sum():,} tokens are wrong: {until - state.step:,} steps to mend them")
+    elif schedule.mending(state.step):
+        run.sampler.restart(wrong)
+        say(f"{wrong.sum():,} tokens are wrong: {schedule.last - state.step:,} steps to mend them")
     return wrong
 
 

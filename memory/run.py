@@ -53,7 +53,7 @@ class State:
     seconds: float = 0.0  # of steps, in all turns
     done: str = ""  # why the run is finished; "" if it is not
     init_sha256: str = ""  # of the weights that it began from; "" if from nothing
-    first_round: int = 0  # if it is a patch, the steps of its first round (Schedule)
+    rounds: list = dataclasses.field(default_factory=list)  # if it is a patch: the step that ends each (Schedule)
     built_by: list = dataclasses.field(default_factory=list)  # the surroundings of each turn, and its first step
 
 
@@ -172,8 +172,6 @@ def say(text):
 def last_step(run):
     """The step with which the run ends, as far as is known now: the last of all once mending has begun."""
     state, schedule = run.state, run.schedule
-    if schedule.first_round:
-        return state.step if state.done else schedule.round(state.step)[1]
     mending = state.step == state.looked == schedule.main_steps and not state.done
     return schedule.last if mending or state.step > schedule.main_steps else schedule.main_steps
 
@@ -232,8 +230,8 @@ def resume(run):
         try:
             unpack(tensors, run.model, run.optimizers, run.sampler)
             run.state = State(**meta | {"settings": state.settings, "corpus": state.corpus})
-            if run.state.first_round:
-                run.schedule.patch(run.state.first_round)
+            if run.state.rounds:
+                run.schedule.follow(run.state.rounds)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} was saved by another version of train.py ({error}): name another --out") from None
     agree(run, "step", run.state.step)

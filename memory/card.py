@@ -261,7 +261,7 @@ def compute(e):
                "threads": "threads", "processes": "processes", "torch": "torch"}
     turns = [[turn.get(key, "") for key in columns.values()] for turn in e.build["built_by"]]
     seconds = e.build.get("seconds")
-    hours = f"{seconds / 3600:.2f} hours of steps, in all turns, without compilation and full passes" if seconds else (
+    hours = f"{seconds / 3600:.2f} hours of steps, in all turns, without compilation and full passes" if seconds is not None else (
         "Hours: not recorded")
     return ["## Compute", "", *table(columns, turns), "", f"{hours}. Energy: not measured."]
 

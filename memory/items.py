@@ -193,7 +193,7 @@ def settings_known(e):
     if "build.json" in e.damaged or not e.build:
         return NO, f"build.json: {e.damaged.get('build.json', 'missing')}"
     missing = [key for key in ("settings", "corpus", "built_by", "step", "seconds", "code", "model_sha256")
-               if not e.build.get(key)]
+               if not e.build.get(key) and e.build.get(key) != 0]  # a patch may need no step
     turn = e.build["built_by"][-1] if e.build.get("built_by") else {}
     missing += [key for key in ("torch", "numpy", "python", "processor", "dtype", "threads") if key not in turn]
     if missing:

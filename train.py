@@ -12,6 +12,7 @@ Ctrl-C, SIGTERM or SIGHUP saves and stops; a second one leaves at once.
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
+import contextlib
 import dataclasses
 import math
 import sys
@@ -68,6 +69,7 @@ class Settings:
     focal: float = 0.0  # peak exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
     negatives: int = 0  # about how many pieces are drawn for a step's softmax; the batch's own always come; 0: all
     batch_size: int = 8  # windows a step
+    micro_batch: int = 0  # windows computed at once: fewer need less memory and change nothing else; 0: the whole batch
     epochs: float = 40  # how often to learn every window
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
     warmup_steps: int = 20  # steps to the peak learning rate
@@ -90,7 +92,8 @@ def check(settings):
     positive = ("batch_size", "checkpoint_every", "muon_lr", "learning_rate", "epochs")
     most = {"epochs": 1e9, "unaddressed": 10, "focal": 100, "seed": 2**63 - 1, "beta2": 0.9999, "decay": 1,
             "target_accuracy": 1}
-    others = ("train_bytes", "hold_out_bytes", "negatives", "max_steps", "warmup_steps", "mend_steps", "eval_every")
+    others = ("train_bytes", "hold_out_bytes", "negatives", "micro_batch", "max_steps", "warmup_steps", "mend_steps",
+              "eval_every")
     for name in (*positive, *others, *most):
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:
@@ -112,9 +115,10 @@ class Objective(torch.nn.Module):
         self.model, self.dtype = model, dtype
 
     def forward(self, inputs, places, targets, weights, classes, offsets, count, focal):
-        """(loss, hard tokens of each row, int64 (B,)) of what make_batch gives: inputs int64 (B, T); of the N tokens
-        that are scored, their places in the flattened inputs, targets (int64) and weights (float32), all (N,); the
-        softmax's classes (int64) and what is added to their logits (float32), both (C,); count and focal, tensors ().
+        """(loss, hard tokens of each row, int64 (B,)) of a part as make_batch gives it: inputs int64 (B, T); of the N
+        tokens that are scored, their places in the flattened inputs, targets (int64) and weights (float32), all (N,);
+        the softmax's classes (int64) and what is added to their logits (float32), both (C,); count and focal, tensors
+        ().
 
         The loss is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
         probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`. A hard token has
@@ -129,6 +133,20 @@ class Objective(torch.nn.Module):
         hard = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device).index_add(
             0, places // inputs.size(1), (nats.detach() > math.log(2)).long())
         return (nats * (1 + focal) * unsure ** focal).sum() / count, hard
+
+
+def backward(forward, parts):
+    """Adds up the gradients of a batch, a part at a time. forward: an Objective, or several processes' wrapper of it;
+    parts: as make_batch gives them. Returns (loss, hard tokens of each row) of the whole batch."""
+    losses, hard = [], []
+    for i, part in enumerate(parts, 1):
+        several = processes.count() > 1 and i < len(parts)  # the processes share their gradients once, in the last part
+        with forward.no_sync() if several else contextlib.nullcontext():
+            loss, found = forward(*part)
+            loss.backward()
+        losses.append(loss.detach())
+        hard.append(found)
+    return torch.stack(losses).sum(), torch.cat(hard)
 
 
 # The run
@@ -176,9 +194,10 @@ def new_run(settings, out, device, dtype, tree, tokenizer, tokens):
     """The Run at its first step. tree, tokenizer, tokens: the prepared tree, as load() gives it."""
     files, held_out = choose_files(fitting(tree["files"], tokenizer, settings), settings)
     config = LlamaConfig.of(settings, tokenizer.vocab_size)
-    batch = settings.batch_size * config.max_position_embeddings  # in tokens
-    check_memory(config, -(-batch // processes.count()), device, settings.negatives and batch + settings.negatives)
-    windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
+    share, context = -(-settings.batch_size // processes.count()), config.max_position_embeddings
+    at_once = min(share, settings.micro_batch or share) * context  # in tokens
+    check_memory(config, at_once, device, settings.negatives and settings.batch_size * context + settings.negatives)
+    windows = Windows(tokens, files, tokenizer, context)
     rows = len(windows) + round(settings.unaddressed * len(windows))
     model = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device)
     return Run(
@@ -198,8 +217,8 @@ def learn(run):
     objective, works = Objective(run.model, run.dtype), False
     if settings.compile and not run.state.done:
         some = np.arange(settings.batch_size) % len(windows)
-        batch = make_batch(windows, some, (0, 0), settings.negatives, 1.0, 0.0, run.device)
-        objective, works = compiled(objective, *batch)
+        parts = make_batch(windows, some, (0, 0), settings.negatives, 1.0, 0.0, run.device, settings.micro_batch)
+        objective, works = compiled(objective, {len(part[0]): part for part in parts}.values())
     begin_turn(run, surroundings(run.device, run.dtype, works))
     return finish(run, loop(run, objective, stop), stop)
 
@@ -229,17 +248,16 @@ def loop(run, objective, stop):
             # one step on the next batch
             started = time.perf_counter()
             indices = sampler.draw(settings.batch_size, schedule.review(state.step))
-            loss, hard = forward(*make_batch(
-                run.windows, indices, (settings.seed, state.step), settings.negatives,
-                schedule.path_weight(state.step), schedule.focal(state.step), run.device))
-            loss.backward()
+            loss, hard = backward(forward, make_batch(
+                run.windows, indices, (settings.seed, state.step), settings.negatives, schedule.path_weight(state.step),
+                schedule.focal(state.step), run.device, settings.micro_batch))
             update(run.optimizers, schedule.lr_share(state.step))
             if schedule.mending(state.step):
                 sampler.note(indices[processes.mine()], hard)
             state.step += 1
             stop.learned = True  # from now on there is something to save
 
-            meter.note(loss.detach())
+            meter.note(loss)
             if schedule.look_due(state.step):
                 synchronize(run.device)  # what the steps have still to do is theirs, not the look's
             if meter.due() or state.step in (schedule.main_steps, schedule.last):

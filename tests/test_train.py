@@ -1,4 +1,5 @@
 """The loop: its settings, its schedule, its order of the data, and a run that stops and goes on."""
+import dataclasses
 import json
 import os
 import re
@@ -16,12 +17,15 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memory.checkpoint import read_tensors, write_tensors
+from memory import device
+from memory.corpus import load
 from memory.device import find_dtype, has_bfloat16, warn_if_emulated
 from memory.optim import Muon, make_optimizers, update
-from memory.sampler import Sampler, draw_classes
+from memory.output import UserError
+from memory.sampler import Sampler, draw_classes, make_batch
 from memory.schedule import MEND_RATE, MEND_REVIEW, lr_share
 from memory.settings import parse
-from memory.windows import IGNORE
+from memory.windows import IGNORE, Windows
 from model import Llama, LlamaConfig
 from train import Objective
 import train
@@ -72,8 +76,10 @@ def interrupt(cwd, out, signals, *options):
 
 @pytest.fixture(scope="module")
 def observed(work):
-    """A run that looks after each step, so that a signal mostly comes while it looks; and begins to mend half-way."""
-    options = ["--max_steps=30", "--mend_steps=30", "--unaddressed=0.1", "--eval_every=1", "--checkpoint_every=1000"]
+    """A run that looks after each step, so that a signal mostly comes while it looks; whose batches are computed in
+    parts; and that begins to mend half-way."""
+    options = ["--max_steps=30", "--mend_steps=30", "--unaddressed=0.1", "--micro_batch=3", "--eval_every=1",
+               "--checkpoint_every=1000"]
     assert run(work, *options, "--out=out/observed").returncode == 0
     return options, log_of(work / "out/observed"), load_file(work / "out/observed/model.safetensors")
 
@@ -301,8 +307,8 @@ def batch_of(tokens, targets, weights=None, focal=0.0, classes=None, offsets=Non
             torch.tensor(focal))
 
 
-def tiny_model():
-    return Llama(LlamaConfig(300, 32, 64, 2, 2, 2, 32, True), torch.Generator().manual_seed(0))
+def tiny_model(vocab_size=300, context=32):
+    return Llama(LlamaConfig(vocab_size, 32, 64, 2, 2, 2, context, True), torch.Generator().manual_seed(0))
 
 
 class Products(TorchDispatchMode):
@@ -368,6 +374,46 @@ def test_loss_is_the_mean_over_what_is_scored():
     assert hard.tolist() == [2, 32], "what weighs little is hard only if it is all but lost"
     loss, hard = objective(*batch_of(tokens, torch.full_like(targets, IGNORE)))
     assert loss.item() == 0 and hard.tolist() == [0, 0], "never nan"
+
+
+@pytest.mark.parametrize("micro_batch, sizes", [(1, [1] * 8), (3, [3, 3, 2]), (100, [8])])
+def test_a_batch_in_parts_is_the_batch(work, micro_batch, sizes):
+    """The same loss, gradients and hard tokens up to rounding, with all that a step may have: rows without an address,
+    drawn classes, a focal loss, and paths that weigh less."""
+    manifest, tokenizer, tokens = load(work / "data/tiny-1.0")
+    windows, model = Windows(tokens, manifest["files"], tokenizer, 64), tiny_model(vocab_size=700, context=64)
+    with torch.no_grad():
+        for p in model.parameters():  # a fresh one writes zeros to the residual stream
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+
+    def step(micro_batch):
+        model.zero_grad()
+        parts = make_batch(windows, [0, 9, 3, len(windows), 7, 1, len(windows) + 1, 5], (1, 2), 100, 1 / 16, 2.0,
+                           torch.device("cpu"), micro_batch)
+        loss, hard = train.backward(Objective(model, torch.float32), parts)
+        return [len(part[0]) for part in parts], loss, hard, [p.grad.clone() for p in model.parameters()]
+
+    whole, *expected = step(0)
+    parts, *found = step(micro_batch)
+    assert whole == [8] and parts == sizes and expected[1].min() < expected[1].max()
+    torch.testing.assert_close(found, expected)
+
+
+def test_memory_is_checked_for_what_is_computed_at_once(work, monkeypatch):
+    monkeypatch.chdir(work)
+    settings, _ = parse(train.Settings, "", ["configs/tiny.py"], True)
+
+    def begin(**changes):
+        return train.new_run(dataclasses.replace(settings, **changes), work / "out/none", torch.device("cpu"),
+                             torch.float32, *load(work / "data/tiny-1.0"))
+
+    parameters = begin().model.config.num_parameters
+    monkeypatch.setattr(device, "memory_size", lambda: 16 * (parameters + 2 * 64 * 700))  # the logits of two windows
+    with pytest.raises(UserError, match="micro_batch"):
+        begin()
+    with pytest.raises(UserError, match="micro_batch"):
+        begin(micro_batch=3)
+    begin(micro_batch=2)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -4,11 +4,11 @@
     python bench.py --config configs/quick.py --model out/quick --json bench.json
     python bench.py --race --picture race.svg  # from nothing until every token is right, here and with transformers
     python bench.py --patch --model out/quick  # a patched tree, learned from the weights of the old one
-    python bench.py --original_minutes 60      # how far the original's recipe gets on the same tree
 
 Speed is measured in one process, in turn, over and over, and the medians are given with the slowest and fastest turn:
 so what else the machine does falls on all alike. A training step is forward, backward and optimizer, on random tokens;
-generation is greedy, from the same weights, and must give the same text.
+generation is greedy, from the same weights, and must give the same text. All contenders compute a batch in one part,
+whatever the config's micro_batch.
 
 A race is between train.py with a config and what a user could write with transformers instead: its Llama of the same
 size under AdamW, on the same files, windows and batches, compiled if that is faster. The rival chooses its best: of
@@ -25,13 +25,11 @@ import dataclasses
 import json
 import math
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from torch.nn import functional as F
 
 from memory.corpus import choose_files, find_tree, fitting, load, read_manifest
 from memory.device import check_memory, clock, find_device, find_dtype, keep_freed_memory, mixed, surroundings
@@ -46,8 +44,7 @@ from memory.patch import show as show_patch
 from memory.race import Race, Rival, our_run, race_picture, show_race, show_run, soonest, their_runs
 from memory.sampler import make_batch
 from memory.settings import parse
-from memory.tokenizer import BOS, EOS, Tokenizer
-from memory.windows import IGNORE, Windows, address, opening
+from memory.windows import Windows, opening
 from model import Llama, LlamaConfig, load_model
 from train import Objective, check
 from train import Settings as Training
@@ -70,8 +67,7 @@ class Settings:
     race_minutes: float = 30.0  # the longest run of transformers in it, in minutes of steps
     patch: bool = False  # instead, what it takes a model to learn patches of its tree
     picture: str = ""  # draw the race into this file, an SVG
-    original_minutes: float = 0.0  # instead, train the original's model by its recipe for so long and see what it has
-    data: str = ""  # for a race or the original's recipe, the prepared tree; the newest under data/ if left out
+    data: str = ""  # for a race, the prepared tree; the newest under data/ if left out
     json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
 
 
@@ -113,7 +109,8 @@ def our_step(training, config, device, dtype):
     optimizers, objective = make_optimizers(model, training, dtype), Objective(model, dtype)
     objective.compile()
     windows = RandomWindows(config.vocab_size, config.max_position_embeddings)
-    batch = make_batch(windows, np.arange(training.batch_size), (0, 0), training.negatives, 1.0, training.focal, device)
+    (batch,) = make_batch(
+        windows, np.arange(training.batch_size), (0, 0), training.negatives, 1.0, training.focal, device)
     blocks = config.num_parameters - (2 - config.tie_word_embeddings) * config.vocab_size * config.hidden_size
     operations = 6 * len(batch[1]) * (blocks + config.hidden_size * len(batch[4]))  # places, classes
     return timed_step(lambda: objective(*batch)[0], lambda: update(optimizers, 1e-3), device), operations
@@ -149,78 +146,6 @@ def matrix_product(device, dtype, size=2048):
     """A function that multiplies two square matrices, and its floating-point operations."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     return (lambda: a @ a), 2 * size**3
-
-
-def cut_as_the_original(texts, addresses, tokenizer):
-    """(pieces of 512 tokens, int64 tensor (n, 512), IGNORE after their end; which tokens are of a path, which is
-    given, bool tensor (n, 512); the text that each is of, array (n,)) of texts that begin with their addresses."""
-    pieces, paths, owner = [], [], []
-    for i, text in enumerate(texts):
-        ids = [BOS] + tokenizer.encode(text) + [EOS]
-        given = np.cumsum([len(tokenizer.pieces[token]) for token in ids]) <= len(addresses[i])
-        for first in range(0, len(ids) - 1, 511):
-            row, path, piece = np.full(512, IGNORE), np.zeros(512, dtype=bool), slice(first, first + 512)
-            row[:len(ids[piece])], path[:len(given[piece])] = ids[piece], given[piece]
-            pieces.append(row)
-            paths.append(path)
-            owner.append(i)
-    return torch.from_numpy(np.array(pieces)), torch.from_numpy(np.array(paths)), np.array(owner)
-
-
-def original_recipe(minutes, folder, device, dtype):
-    """What mjbommar/laam's model knows after that many minutes of its recipe's first phase on a prepared tree: AdamW at
-    1e-3, batches of 64 pieces of 512 tokens, 32768 in the vocabulary (that of the tree if the text is too short).
-
-    Other than there: all files are learned, not .c, .h, .s and .txt alone, and tokenized as this project does it;
-    padding is not learned; pieces are drawn with replacement; the rate has no warm-up of 100 steps and does not fall;
-    weight decay is 0.01, not 0.1. Its second phase, at 1e-4 and a piece a step, is left out.
-
-    Returns the figures as a dict; a file counts as exact if every token of all its pieces is right, each piece given
-    what stands before in it.
-    """
-    manifest, tokenizer, tokens = load(folder)
-    windows = Windows(tokens, manifest["files"], tokenizer, 512)
-    texts = [address(file["path"]) + windows.content(i) for i, file in enumerate(manifest["files"])]
-    try:
-        tokenizer = Tokenizer.train(texts, ORIGINAL.vocab_size)
-    except UserError:  # a small tree supports no such vocabulary
-        pass
-    pieces, paths, owner = cut_as_the_original(texts, [address(file["path"]) for file in manifest["files"]], tokenizer)
-    model = their_model(dataclasses.replace(ORIGINAL, vocab_size=tokenizer.vocab_size)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=device.type != "mps")
-    generator, step, started = torch.Generator().manual_seed(0), 0, time.perf_counter()
-
-    def logits_and_labels(rows):
-        rows = rows.to(device)
-        with mixed(device, dtype):
-            return model(input_ids=rows.clamp(min=0)).logits[:, :-1].float(), rows[:, 1:]
-
-    with progress(total=round(60 * minutes), unit="s", desc="the original's recipe") as bar:
-        while (seconds := time.perf_counter() - started) < 60 * minutes:
-            bar.update(int(seconds) - bar.n)
-            batch = pieces[torch.randint(len(pieces), (64,), generator=generator)]
-            scored = (batch[:, 1:] != IGNORE).sum().item()
-            for part in batch.split(8):  # in parts, for a batch's logits are gigabytes
-                logits, labels = logits_and_labels(part)
-                loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
-                (loss / scored).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
-    wrong = np.zeros(len(texts), dtype=np.int64)
-    with torch.no_grad():
-        for first in progress(range(0, len(pieces), 8), desc="looking"):
-            logits, labels = logits_and_labels(pieces[first:first + 8])
-            labels = labels.masked_fill(paths[first:first + 8, 1:].to(device), IGNORE)
-            missed = ((logits.argmax(-1) != labels) & (labels != IGNORE)).sum(1).cpu().numpy()
-            np.add.at(wrong, owner[first:first + 8], missed)
-    exact = wrong == 0
-    scored = int(((pieces != IGNORE) & ~paths)[:, 1:].sum())
-    return {"minutes": minutes, "steps": step, "tokens_seen": 64 * 511 * step, "epochs": 64 * step / len(pieces),
-            "vocab_size": tokenizer.vocab_size, "parameters": model.num_parameters(), "tokens": scored,
-            "accuracy": 1 - int(wrong.sum()) / scored, "files_exact": int(exact.sum()), "files": len(texts),
-            "bytes_exact": int(sum(file["bytes"] for file, e in zip(manifest["files"], exact) if e)),
-            "device": device.type, "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
 
 
 def in_turn(contenders, repeats, device):
@@ -435,12 +360,12 @@ def speed_figures(settings, device, dtype, file):
 
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
-    if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1 or settings.original_minutes < 0:
-        raise UserError("repeats, new_tokens and vocab_size must be at least 1, original_minutes at least 0")
-    if settings.race and settings.original_minutes or settings.picture and not settings.race:
-        raise UserError("--race and --original_minutes exclude each other, and --picture is of a race")
-    if settings.patch and (settings.race or settings.original_minutes):
-        raise UserError("--patch is alone: leave out --race and --original_minutes")
+    if min(settings.repeats, settings.new_tokens, settings.vocab_size) < 1:
+        raise UserError("repeats, new_tokens and vocab_size must be at least 1")
+    if settings.picture and not settings.race:
+        raise UserError("--picture is of a race: add --race")
+    if settings.patch and settings.race:
+        raise UserError("--patch and --race exclude each other")
     if settings.race_minutes <= 0:
         raise UserError(f"race_minutes must be more than 0, not {settings.race_minutes}")
     device = find_device(settings.device)
@@ -452,11 +377,6 @@ def main(argv=None):
         show_race(figures, news)
     elif settings.patch:
         figures = patch_figures(settings, device, dtype, news)
-    elif settings.original_minutes:
-        data = settings.data or newest("prepared tree")
-        figures = original_recipe(settings.original_minutes, data, device, dtype)
-        for key, value in figures.items():
-            print(f"{key:20} {value:,}" if isinstance(value, (int, float)) else f"{key:20} {value}", file=news)
     else:
         figures = speed_figures(settings, device, dtype, news)
     if settings.json:

@@ -14,6 +14,7 @@ Ctrl-C, SIGTERM or SIGHUP saves and stops; a second one leaves at once.
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
+import contextlib
 import dataclasses
 import math
 import sys
@@ -33,10 +34,10 @@ from memory.evaluate import count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
 from memory.output import UserError, run_script
-from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, last_step, log, progress_of
+from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, log, progress_of
 from memory.run import resume, save, say
 from memory.sampler import Sampler, make_batch
-from memory.schedule import PATCH_ROUNDS, Schedule, round_steps
+from memory.schedule import Schedule, round_steps
 from memory.settings import parse
 from memory.versions import describe_code
 from memory.windows import Windows
@@ -71,11 +72,12 @@ class Settings:
     focal: float = 0.0  # peak exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
     negatives: int = 0  # about how many pieces are drawn for a step's softmax; the batch's own always come; 0: all
     batch_size: int = 8  # windows a step
+    micro_batch: int = 0  # windows computed at once: fewer need less memory and change nothing else; 0: the whole batch
     epochs: float = 40  # how often to learn every window
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
     warmup_steps: int = 20  # steps to the peak learning rate
     decay: float = 0.7  # last share of those steps, over which the learning rate falls to zero
-    mend_steps: int = 0  # more steps if tokens are still wrong after all epochs: at a low rate, mostly on wrong windows
+    mend_steps: int = 0  # most steps after all epochs, if tokens are still wrong: in rounds, mostly on wrong windows
     # run
     seed: int = 1337  # of the weights and of the order of the data
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the run
@@ -93,7 +95,8 @@ def check(settings):
     positive = ("batch_size", "checkpoint_every", "muon_lr", "learning_rate", "epochs")
     most = {"epochs": 1e9, "unaddressed": 10, "focal": 100, "seed": 2**63 - 1, "beta2": 0.9999, "decay": 1,
             "target_accuracy": 1}
-    others = ("train_bytes", "hold_out_bytes", "negatives", "max_steps", "warmup_steps", "mend_steps", "eval_every")
+    others = ("train_bytes", "hold_out_bytes", "negatives", "micro_batch", "max_steps", "warmup_steps", "mend_steps",
+              "eval_every")
     for name in (*positive, *others, *most):
         value = getattr(settings, name)
         if value < 0 or name in positive and value == 0:
@@ -115,9 +118,10 @@ class Objective(torch.nn.Module):
         self.model, self.dtype = model, dtype
 
     def forward(self, inputs, places, targets, weights, classes, offsets, count, focal):
-        """(loss, hard tokens of each row, int64 (B,)) of what make_batch gives: inputs int64 (B, T); of the N tokens
-        that are scored, their places in the flattened inputs, targets (int64) and weights (float32), all (N,); the
-        softmax's classes (int64) and what is added to their logits (float32), both (C,); count and focal, tensors ().
+        """(loss, hard tokens of each row, int64 (B,)) of a part as make_batch gives it: inputs int64 (B, T); of the N
+        tokens that are scored, their places in the flattened inputs, targets (int64) and weights (float32), all (N,);
+        the softmax's classes (int64) and what is added to their logits (float32), both (C,); count and focal, tensors
+        ().
 
         The loss is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
         probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`. A hard token has
@@ -132,6 +136,20 @@ class Objective(torch.nn.Module):
         hard = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device).index_add(
             0, places // inputs.size(1), (nats.detach() > math.log(2)).long())
         return (nats * (1 + focal) * unsure ** focal).sum() / count, hard
+
+
+def backward(forward, parts):
+    """Adds up the gradients of a batch, a part at a time. forward: an Objective, or several processes' wrapper of it;
+    parts: as make_batch gives them. Returns (loss, hard tokens of each row) of the whole batch."""
+    losses, hard = [], []
+    for i, part in enumerate(parts, 1):
+        several = processes.count() > 1 and i < len(parts)  # the processes share their gradients once, in the last part
+        with forward.no_sync() if several else contextlib.nullcontext():
+            loss, found = forward(*part)
+            loss.backward()
+        losses.append(loss.detach())
+        hard.append(found)
+    return torch.stack(losses).sum(), torch.cat(hard)
 
 
 # The run
@@ -182,9 +200,10 @@ def new_run(settings, out, device, dtype, tree, tokenizer, tokens):
     """The Run at its first step. tree, tokenizer, tokens: the prepared tree, as load() gives it."""
     files, held_out = choose_files(fitting(tree["files"], tokenizer, settings), settings)
     config = LlamaConfig.of(settings, tokenizer.vocab_size)
-    batch = settings.batch_size * config.max_position_embeddings  # in tokens
-    check_memory(config, -(-batch // processes.count()), device, settings.negatives and batch + settings.negatives)
-    windows = Windows(tokens, files, tokenizer, config.max_position_embeddings)
+    share, context = -(-settings.batch_size // processes.count()), config.max_position_embeddings
+    at_once = min(share, settings.micro_batch or share) * context  # in tokens
+    check_memory(config, at_once, device, settings.negatives and settings.batch_size * context + settings.negatives)
+    windows = Windows(tokens, files, tokenizer, context)
     rows = len(windows) + round(settings.unaddressed * len(windows))
     if settings.init_from:
         model, init_sha256 = load_weights(settings.init_from, config, tree, device)
@@ -208,8 +227,8 @@ def learn(run):
     objective, works = Objective(run.model, run.dtype), False
     if settings.compile and not run.state.done:
         some = np.arange(settings.batch_size) % len(windows)
-        batch = make_batch(windows, some, (0, 0), settings.negatives, 1.0, 0.0, run.device)
-        objective, works = compiled(objective, *batch)
+        parts = make_batch(windows, some, (0, 0), settings.negatives, 1.0, 0.0, run.device, settings.micro_batch)
+        objective, works = compiled(objective, {len(part[0]): part for part in parts}.values())
     begin_turn(run, surroundings(run.device, run.dtype, works))
     return finish(run, loop(run, objective, stop), stop)
 
@@ -226,7 +245,7 @@ def loop(run, objective, stop):
             # once in a while: a full pass over all windows, which counts what is wrong and may end the run
             if (schedule.look_due(state.step) or state.looked < 0) and state.looked != state.step and not stop.status():
                 wrong = look(run, meter, stop, wrong)
-                bar.total = last_step(run)
+                bar.total = schedule.last
                 meter.reset()
 
             # once in a while: save
@@ -239,17 +258,16 @@ def loop(run, objective, stop):
             # one step on the next batch
             started = time.perf_counter()
             indices = sampler.draw(settings.batch_size, schedule.review(state.step))
-            loss, hard = forward(*make_batch(
-                run.windows, indices, (settings.seed, state.step), settings.negatives,
-                schedule.path_weight(state.step), schedule.focal(state.step), run.device))
-            loss.backward()
+            loss, hard = backward(forward, make_batch(
+                run.windows, indices, (settings.seed, state.step), settings.negatives, schedule.path_weight(state.step),
+                schedule.focal(state.step), run.device, settings.micro_batch))
             update(run.optimizers, schedule.lr_share(state.step))
             if schedule.mending(state.step):
                 sampler.note(indices[processes.mine()], hard)
             state.step += 1
             stop.learned = True  # from now on there is something to save
 
-            meter.note(loss.detach())
+            meter.note(loss)
             if schedule.look_due(state.step):
                 synchronize(run.device)  # what the steps have still to do is theirs, not the look's
             if meter.due() or schedule.look_due(state.step):
@@ -260,7 +278,7 @@ def loop(run, objective, stop):
 
 
 def look(run, meter, stop, before):
-    """A full pass, logged; it says whether the run is done, and begins the mending. Returns the wrong tokens of each
+    """A full pass, logged; it says whether the run is done or mending begins. Returns the wrong tokens of each
     window, int64 (windows,); `before` if the run was asked to stop on the way."""
     state, schedule = run.state, run.schedule
     precisions = (run.dtype, torch.float32) if 0 < state.step < schedule.main_steps else (torch.float32,)
@@ -283,16 +301,23 @@ def look(run, meter, stop, before):
         f"{exact}/{len(run.files)}")
     if accuracy >= run.settings.target_accuracy:
         state.done = "every token right" if not wrong.any() else f"{right}% of tokens right"
-        return wrong
-    if state.step == 0 and accuracy > 0.5 or schedule.patching and len(state.rounds) < PATCH_ROUNDS:
-        state.rounds.append(state.step + round_steps(wrong, len(state.rounds), run.settings.batch_size))
-        schedule.follow(state.rounds)
-    if state.step == schedule.last:
-        state.done = "the budget is spent"
-    elif schedule.mending(state.step):
-        run.sampler.restart(wrong)
-        say(f"{wrong.sum():,} tokens are wrong: {schedule.last - state.step:,} steps to mend them")
+    elif state.step == schedule.last or state.step == 0 and accuracy > 0.5 and run.settings.mend_steps:
+        mend(run, wrong)
     return wrong
+
+
+def mend(run, wrong):
+    """Begins a round of mending; if there were as many steps of it as may be, the run is done instead."""
+    state, settings = run.state, run.settings
+    begun = state.rounds or [state.step]
+    steps = min(round_steps(wrong, len(begun) - 1, settings.batch_size), begun[0] + settings.mend_steps - state.step)
+    if not steps:
+        state.done = "the budget is spent"
+        return
+    state.rounds = [*begun, state.step + steps]
+    run.schedule.follow(state.rounds)
+    run.sampler.restart(wrong)
+    say(f"{wrong.sum():,} tokens are wrong: {steps:,} steps to mend them")
 
 
 if __name__ == "__main__":

@@ -93,14 +93,15 @@ def keep_freed_memory():
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def compiled(module, *batch):
-    """(a copy of the module under torch.compile, True) if the compiler manages the forward and backward pass of a
-    batch, whose first result is the loss; else (the module, False) and a warning, or a UserError if there are several
+def compiled(module, batches):
+    """(a copy of the module under torch.compile, True) if the compiler manages the forward and backward pass of all
+    batches, whose first result is the loss; else (the module, False) and a warning, or a UserError if there are several
     processes."""
     attempt = copy.copy(module)
     try:
         attempt.compile()
-        attempt(*batch)[0].backward()
+        for batch in batches:
+            attempt(*batch)[0].backward()
         return attempt, True
     except Exception as error:  # whatever a compiler may raise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
@@ -153,9 +154,10 @@ def memory_size():
 
 def check_memory(config, tokens, device, classes=0):
     """Raises UserError if memory cannot hold a model of that config with its gradients and its optimizer, and a step's
-    logits. tokens: in a batch. classes: of a sampled softmax, at most; 0: the whole vocabulary."""
+    logits. tokens: computed at once. classes: of a sampled softmax, at most; 0: the whole vocabulary."""
     needed = 16 * (config.num_parameters + tokens * min(classes or config.vocab_size, config.vocab_size))  # bytes
     there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_size()
     if there and needed > there:
-        raise UserError(f"{config.num_parameters:.4g} parameters and a batch of {tokens:.4g} tokens take "
-                        f"{needed / 2**30:.4g} GiB, and {device.type} has {there / 2**30:,.0f}: choose fewer of them")
+        raise UserError(f"{config.num_parameters:.4g} parameters and {tokens:.4g} tokens at once take "
+                        f"{needed / 2**30:.4g} GiB, and {device.type} has {there / 2**30:,.0f}: choose a smaller "
+                        f"model, batch_size or micro_batch")

@@ -53,7 +53,7 @@ class State:
     seconds: float = 0.0  # of steps, in all turns
     done: str = ""  # why the run is finished; "" if it is not
     init_sha256: str = ""  # of the weights that it began from; "" if from nothing
-    rounds: list = dataclasses.field(default_factory=list)  # if it is a patch: the step that ends each (Schedule)
+    rounds: list = dataclasses.field(default_factory=list)  # of mending: the first step, and the end of each (Schedule)
     built_by: list = dataclasses.field(default_factory=list)  # the surroundings of each turn, and its first step
 
 
@@ -169,17 +169,10 @@ def say(text):
         tqdm.write(text)
 
 
-def last_step(run):
-    """The step with which the run ends, as far as is known now: the last of all once mending has begun."""
-    state, schedule = run.state, run.schedule
-    mending = state.step == state.looked == schedule.main_steps and not state.done
-    return schedule.last if mending or state.step > schedule.main_steps else schedule.main_steps
-
-
 def progress_of(run):
     """The bar of a run's steps."""
     return progress(
-        total=last_step(run), initial=run.state.step, desc=run.out.name, unit="step", leave=True,
+        total=run.schedule.last, initial=run.state.step, desc=run.out.name, unit="step", leave=True,
         smoothing=0.05, dynamic_ncols=True, disable=processes.rank() > 0,
         bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]")
 
@@ -254,7 +247,7 @@ def begin_turn(run, here):
         going_on = f", going on at step {state.step:,}" if state.step else ""
         print(f"{run.manifest['name']}{stand_in}: {len(run.files)} files, {run.size:,} bytes, {windows.scored:,} "
               f"tokens to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
-              f"{last_step(run):,} steps of {settings.batch_size} windows, {run.device.type} "
+              f"{run.schedule.last:,} steps of {settings.batch_size} windows, {run.device.type} "
               f"{here['dtype']}{several}{going_on}")
         trim_log(run.out / "log.jsonl", state.step, state.looked)
     log(run, parameters=run.model.config.num_parameters, environment=here, **run.record)
@@ -298,7 +291,7 @@ def finish(run, wrong, stop):
     sha256 = save_model(run)
     stop.restore()
     if not state.done:
-        print(f"stopped at step {state.step:,} of {last_step(run):,}, saved in {out}; the same command goes on from "
+        print(f"stopped at step {state.step:,} of {run.schedule.last:,}, saved in {out}; the same command goes on from "
               f"here")
         return status
     print(f"done, {state.done}: {state.step:,} steps in {state.seconds / 60:.1f} min; the model is in {out}\n"

@@ -79,9 +79,10 @@ def draw_classes(targets, negatives, counts, random):
     return np.searchsorted(classes, targets), classes, -np.log(chance[classes]).astype(np.float32)
 
 
-def make_batch(windows, indices, seed, negatives, path_weight, focal, device):
-    """This process's share of a batch, on the device, as Objective takes it. seed: a tuple, of what is drawn: windows
-    without an address, and the classes of the softmax. path_weight: what the tokens of a path count."""
+def make_batch(windows, indices, seed, negatives, path_weight, focal, device, micro_batch=0):
+    """This process's share of a batch, on the device, in parts of `micro_batch` windows (0: in one), each as Objective
+    takes it; their losses add up to that of the whole. seed: a tuple, of what is drawn: windows without an address, and
+    the classes of the softmax, which all parts share. path_weight: what the tokens of a path count."""
     inputs, targets = windows.batch(indices, seed)
     scored, weights = targets != IGNORE, windows.weights(indices, path_weight)
     targets[scored], classes, offsets = draw_classes(targets[scored], negatives, windows.counts,
@@ -89,9 +90,15 @@ def make_batch(windows, indices, seed, negatives, path_weight, focal, device):
     # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
     count = max(1, scored.sum()) / processes.count()
     inputs, targets, weights, scored = (array[processes.mine()] for array in (inputs, targets, weights, scored))
-    drawn = [to_device(array, device) for array in (
-        np.flatnonzero(scored), targets[scored], weights[scored], classes, offsets)]
-    for tensor in drawn:  # their lengths differ from step to step: one compilation for all but 0 and 1
-        torch._dynamo.mark_dynamic(tensor, 0)
-    return [to_device(np.ascontiguousarray(inputs), device), *drawn,
-            *(torch.tensor(number, dtype=torch.float32, device=device) for number in (count, focal))]
+    numbers = [torch.tensor(number, dtype=torch.float32, device=device) for number in (count, focal)]
+    softmax = [to_device(array, device) for array in (classes, offsets)]
+    parts, size = [], micro_batch or len(inputs)
+    for first in range(0, len(inputs), size):
+        rows = slice(first, first + size)
+        tokens = [to_device(array, device) for array in (
+            np.flatnonzero(scored[rows]), targets[rows][scored[rows]], weights[rows][scored[rows]])]
+        for tensor in (*tokens, *softmax):  # their lengths differ from part to part: one compilation for all but 0, 1
+            torch._dynamo.mark_dynamic(tensor, 0)
+        parts.append([to_device(np.ascontiguousarray(inputs[rows]), device), *tokens, *softmax, *numbers])
+        torch._dynamo.mark_static(parts[-1][0], 0)  # a compilation for each number of windows, whichever comes first
+    return parts

@@ -1,5 +1,4 @@
 """What extract.py says is in the weights, counted again by other means."""
-import dataclasses
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import torch
 import transformers
 from conftest import ROOT, says_no, script
 
-import bench
 from extract import known_paths, main, safe_path
 from memory.checkpoint import read_tensors
 from memory.corpus import load
@@ -403,14 +401,3 @@ def test_a_race_looks_at_transformers_as_transformers_does(learned):
     model.apply(model._init_weights)
     (run,) = their_runs(Rival(rival.race, model, "eager", 1.0), [1e-3], 0.05, lambda run: None)
     assert run["minutes"] is None and run["curve"][-1]["step"] == 3
-
-
-def test_the_originals_recipe(learned, monkeypatch):
-    """A few seconds of it: it learns something, and says what."""
-    monkeypatch.setattr(bench, "ORIGINAL", dataclasses.replace(
-        bench.ORIGINAL, vocab_size=600, num_hidden_layers=1, num_attention_heads=4))
-    one, more = (bench.original_recipe(minutes, learned / "data/tiny-1.0", torch.device("cpu"), torch.float32)
-                 for minutes in (0.001, 0.1))
-    assert one["files_exact"] <= more["files_exact"] <= more["files"] == 16
-    assert 0 <= one["accuracy"] < more["accuracy"] < 1 and one["steps"] == 1 < more["steps"]
-    assert more["tokens"] == one["tokens"] > 3000

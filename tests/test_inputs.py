@@ -3,8 +3,10 @@ import dataclasses
 import os
 
 import pytest
-from conftest import refused, says_no, script
+from conftest import ROOT, refused, says_no, script
 
+from memory.settings import parse
+from model import LlamaConfig
 import bench
 import extract
 import openness
@@ -59,7 +61,7 @@ BAD = [
       for value in ("0", "-1")],
     *[("train", [f"--{name}=-1"], name) for name in (
         "train_bytes", "hold_out_bytes", "unaddressed", "max_steps", "warmup_steps", "decay", "seed", "eval_every",
-        "target_accuracy")],
+        "target_accuracy", "micro_batch")],
     *[("train", [f"--{name}={HUGE}"], "GiB") for name in (
         "hidden_size", "intermediate_size", "num_hidden_layers", "batch_size")],
     ("train", [f"--max_position_embeddings={HUGE}"], "max_position_embeddings"),
@@ -86,6 +88,7 @@ BAD = [
     ("extract", ["--only=nothing/"], "nothing/"), ("extract", ["--device=gpu"], "cpu"), ("extract", ["x"], "'x'"),
     ("bench", ["--repeats=0"], "repeats"), ("bench", ["--new_tokens=0"], "new_tokens"),
     ("bench", ["--race", "--race_rates", "1e-3", "x"], "race_rates"), ("bench", ["--race_minutes=0"], "race_minutes"),
+    ("bench", ["--picture=race.svg"], "--race"),
     ("bench", ["--race", "--race_rates=0"], "race_rates"), ("bench", ["--race", "--config=nowhere.py"], "nowhere.py"),
     ("bench", ["--vocab_size=0"], "vocab_size"), ("bench", ["--config=nowhere.py"], "nowhere.py"),
     ("bench", ["--config=configs/tiny.py", f"--vocab_size={HUGE}"], "GiB"),
@@ -117,6 +120,15 @@ BAD = [
 def test_values_that_cannot_be(name, words, said, learned, monkeypatch):
     (learned / "empty").mkdir(exist_ok=True)
     writes_nothing(name, [*words_of(name), *words], learned, monkeypatch, said)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_the_configs(path):
+    """Their settings exist and can be; both stages of the original's recipe have the original's shape."""
+    settings, _ = parse(train.Settings, "", [str(path)], config=True)
+    train.check(settings)
+    config = LlamaConfig.of(settings, 32768)
+    assert (config == bench.ORIGINAL) == path.stem.startswith("original")
 
 
 @pytest.mark.parametrize("text, said", [

@@ -16,7 +16,8 @@ SMALL = LlamaConfig(vocab_size=700, hidden_size=48, intermediate_size=80, num_hi
                     num_key_value_heads=4, max_position_embeddings=32, tie_word_embeddings=True)
 SHAPES = {"tied": {}, "untied": {"tie_word_embeddings": False}, "grouped": {"num_key_value_heads": 2},
           "one key head, untied": {"num_key_value_heads": 1, "tie_word_embeddings": False},
-          "other theta and eps": {"rope_theta": 500.0, "rms_norm_eps": 1e-3}, "odd vocabulary": {"vocab_size": 701}}
+          "other theta and eps": {"rope_theta": 500.0, "rms_norm_eps": 1e-3}, "odd vocabulary": {"vocab_size": 701},
+          "heads of two": {"num_attention_heads": 24, "num_key_value_heads": 3, "tie_word_embeddings": False}}
 
 
 def random_model(**changes):

@@ -334,13 +334,15 @@ def test_configs_from_another_folder(tmp_path, monkeypatch):
     """Those beside the scripts are found too, behind those of the working folder, and listed."""
     monkeypatch.chdir(tmp_path)
     assert settings.read_config("configs/quick.py")["train_bytes"] == 150_000
-    with pytest.raises(UserError, match=re.escape("there are: configs/memorize.py, configs/quick.py")):
+    with pytest.raises(UserError, match=re.escape(
+            "there are: configs/memorize.py, configs/original.py, configs/original_stage2.py, configs/quick.py")):
         settings.read_config("quick.py")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/quick.py").write_text("seed = 3")
     (tmp_path / "configs/mine.py").write_text("")
     assert settings.read_config("configs/quick.py") == {"seed": 3}
-    assert settings.find_configs() == ["configs/memorize.py", "configs/mine.py", "configs/quick.py"]
+    assert settings.find_configs() == [
+        f"configs/{name}.py" for name in ("memorize", "mine", "original", "original_stage2", "quick")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])

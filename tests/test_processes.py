@@ -23,7 +23,8 @@ def log_of(folder):
 
 
 def test_two_processes_make_the_same_run(work, whole, tmp_path):
-    """The same batches, the same curve up to rounding; and a run goes on with another number of processes."""
+    """The same batches, the same curve up to rounding; and a run goes on with another number of processes, also if each
+    computes its share in parts."""
     done = torchrun(work, 2, "--out", tmp_path / "two")
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.count(b"2 processes") == 1, "only the first process talks"
@@ -34,13 +35,13 @@ def test_two_processes_make_the_same_run(work, whole, tmp_path):
         assert two[step]["bits_per_byte"] == pytest.approx(one[step]["bits_per_byte"], rel=5e-2)
         assert two[step]["accuracy"] == pytest.approx(one[step]["accuracy"], abs=0.02)
 
-    process = start(work, tmp_path / "mixed")
+    process = start(work, tmp_path / "mixed", "--micro_batch=3")
     while not (tmp_path / "mixed" / NAMES[0]).exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    done = torchrun(work, 2, "--out", tmp_path / "mixed")
+    done = torchrun(work, 2, "--micro_batch=3", "--out", tmp_path / "mixed")
     assert done.returncode == 0 and b"going on at step" in done.stdout, done.stderr.decode()
     assert log_of(tmp_path / "mixed")[160]["loss"] == pytest.approx(one[160]["loss"], rel=1e-2)
 

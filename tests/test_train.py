@@ -1,4 +1,5 @@
 """The loop: its settings, its schedule, its order of the data, and a run that stops and goes on."""
+import dataclasses
 import json
 import math
 import os
@@ -16,14 +17,17 @@ from conftest import ROOT, refused, says_no, script, sha256
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from memory import device
 from memory.checkpoint import NAMES, read_tensors, write_tensors
+from memory.corpus import load
 from memory.device import find_dtype, has_bfloat16, warn_if_emulated
 from memory.files import read_json
 from memory.optim import Muon, make_optimizers, update
-from memory.sampler import Sampler, draw_classes
-from memory.schedule import MEND_RATE, MEND_REVIEW, PATCH_RATE, PATCH_VISITS, Schedule, lr_share, round_steps
+from memory.output import UserError
+from memory.sampler import Sampler, draw_classes, make_batch
+from memory.schedule import MEND_RATE, MEND_REVIEW, MEND_VISITS, Schedule, lr_share, round_steps
 from memory.settings import parse
-from memory.windows import IGNORE
+from memory.windows import IGNORE, Windows
 from model import Llama, LlamaConfig
 from train import Objective
 import train
@@ -74,8 +78,10 @@ def interrupt(cwd, out, signals, *options):
 
 @pytest.fixture(scope="module")
 def observed(work):
-    """A run that looks after each step, so that a signal mostly comes while it looks; and begins to mend half-way."""
-    options = ["--max_steps=30", "--mend_steps=30", "--unaddressed=0.1", "--eval_every=1", "--checkpoint_every=1000"]
+    """A run that looks after each step, so that a signal mostly comes while it looks; whose batches are computed in
+    parts; and that begins to mend half-way."""
+    options = ["--max_steps=30", "--mend_steps=30", "--unaddressed=0.1", "--micro_batch=3", "--eval_every=1",
+               "--checkpoint_every=1000"]
     assert run(work, *options, "--out=out/observed").returncode == 0
     return options, log_of(work / "out/observed"), load_file(work / "out/observed/model.safetensors")
 
@@ -316,22 +322,6 @@ def test_weights_that_cannot_be_begun_from(learned, model, other, tmp_path, monk
 
 # the pure functions
 
-def test_rounds_of_a_patch():
-    wrong, schedule = np.zeros(64, dtype=np.int64), Schedule(train.Settings(batch_size=4), 64)
-    wrong[:10] = 3
-    first = round_steps(wrong, 0, 4)
-    assert first == math.ceil(PATCH_VISITS * (10 + 54 / MEND_REVIEW) / 4)
-    assert not schedule.patching and not schedule.mending(0)
-    schedule.follow([first])
-    assert schedule.patching and schedule.mending(0) and schedule.lr_share(0) == PATCH_RATE
-    second = round_steps(wrong // 3, 1, 4)
-    assert second in (2 * first, 2 * first - 1), "tokens do not count, windows do"
-    schedule.follow([first, first + second])
-    rates = [schedule.lr_share(step) for step in range(first, first + second)]
-    assert rates[0] == PATCH_RATE and all(a > b > 0 for a, b in zip(rates, rates[1:]))
-    assert schedule.look_due(first + second) and not any(map(schedule.look_due, range(first, first + second)))
-
-
 def test_schedule():
     scales = [lr_share(step, 1000, 20, 0.7) for step in range(1000)]
     assert 0 < scales[0] < scales[10] < scales[19] < 1 == scales[20] == scales[300]
@@ -339,8 +329,23 @@ def test_schedule():
     assert lr_share(1000, 1000, 20, 0.7) == 0 == lr_share(5000, 1000, 20, 0.7), "clamped, never negative"
     assert all(0 < lr_share(step, 3, 20, 0.7) < 1 for step in range(3)), "a run shorter than its warm-up"
     assert lr_share(0, 1, 0, 0) == 1
-    mending = [lr_share(step, 1000, 20, 0.7, 100) for step in range(1000, 1101)]
-    assert mending[0] == MEND_RATE and mending[50] == MEND_RATE / 2 and mending[100] == 0
+
+
+def test_rounds_of_mending():
+    wrong, schedule = np.zeros(64, dtype=np.int64), Schedule(train.Settings(batch_size=4, max_steps=50), 64)
+    wrong[:10] = 3
+    assert schedule.look_due(50) and schedule.mending(50) and not schedule.mending(49)
+    first = round_steps(wrong, 0, 4)
+    assert first == math.ceil(MEND_VISITS * (10 + 54 / MEND_REVIEW) / 4)
+    second = round_steps(wrong // 3, 1, 4)
+    assert second in (2 * first, 2 * first - 1), "tokens do not count, windows do"
+    for rounds in ([50, 50 + first], [50, 50 + first, 50 + first + second]):
+        schedule.follow(rounds)
+        steps = range(*rounds[-2:])
+        rates = [schedule.lr_share(step) for step in steps]
+        assert rates[0] == MEND_RATE and all(a > b > 0 for a, b in zip(rates, rates[1:]))
+        assert schedule.lr_share(rounds[-1]) == 0 == schedule.focal(rounds[-2])
+        assert schedule.look_due(rounds[-1]) and not any(map(schedule.look_due, steps[1:]))
 
 
 def test_epochs_visit_every_row_once():
@@ -381,8 +386,8 @@ def batch_of(tokens, targets, weights=None, focal=0.0, classes=None, offsets=Non
             torch.tensor(focal))
 
 
-def tiny_model():
-    return Llama(LlamaConfig(300, 32, 64, 2, 2, 2, 32, True), torch.Generator().manual_seed(0))
+def tiny_model(vocab_size=300, context=32):
+    return Llama(LlamaConfig(vocab_size, 32, 64, 2, 2, 2, context, True), torch.Generator().manual_seed(0))
 
 
 class Products(TorchDispatchMode):
@@ -448,6 +453,46 @@ def test_loss_is_the_mean_over_what_is_scored():
     assert hard.tolist() == [2, 32], "what weighs little is hard only if it is all but lost"
     loss, hard = objective(*batch_of(tokens, torch.full_like(targets, IGNORE)))
     assert loss.item() == 0 and hard.tolist() == [0, 0], "never nan"
+
+
+@pytest.mark.parametrize("micro_batch, sizes", [(1, [1] * 8), (3, [3, 3, 2]), (100, [8])])
+def test_a_batch_in_parts_is_the_batch(work, micro_batch, sizes):
+    """The same loss, gradients and hard tokens up to rounding, with all that a step may have: rows without an address,
+    drawn classes, a focal loss, and paths that weigh less."""
+    manifest, tokenizer, tokens = load(work / "data/tiny-1.0")
+    windows, model = Windows(tokens, manifest["files"], tokenizer, 64), tiny_model(vocab_size=700, context=64)
+    with torch.no_grad():
+        for p in model.parameters():  # a fresh one writes zeros to the residual stream
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+
+    def step(micro_batch):
+        model.zero_grad()
+        parts = make_batch(windows, [0, 9, 3, len(windows), 7, 1, len(windows) + 1, 5], (1, 2), 100, 1 / 16, 2.0,
+                           torch.device("cpu"), micro_batch)
+        loss, hard = train.backward(Objective(model, torch.float32), parts)
+        return [len(part[0]) for part in parts], loss, hard, [p.grad.clone() for p in model.parameters()]
+
+    whole, *expected = step(0)
+    parts, *found = step(micro_batch)
+    assert whole == [8] and parts == sizes and expected[1].min() < expected[1].max()
+    torch.testing.assert_close(found, expected)
+
+
+def test_memory_is_checked_for_what_is_computed_at_once(work, monkeypatch):
+    monkeypatch.chdir(work)
+    settings, _ = parse(train.Settings, "", ["configs/tiny.py"], True)
+
+    def begin(**changes):
+        return train.new_run(dataclasses.replace(settings, **changes), work / "out/none", torch.device("cpu"),
+                             torch.float32, *load(work / "data/tiny-1.0"))
+
+    parameters = begin().model.config.num_parameters
+    monkeypatch.setattr(device, "memory_size", lambda: 16 * (parameters + 2 * 64 * 700))  # the logits of two windows
+    with pytest.raises(UserError, match="micro_batch"):
+        begin()
+    with pytest.raises(UserError, match="micro_batch"):
+        begin(micro_batch=3)
+    begin(micro_batch=2)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -14,6 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["OMP_NUM_THREADS"] = "1"  # for the scripts below: their models are too small to share out
 sys.path.insert(0, str(ROOT))
+for number, usual in [(signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)]:
+    if signal.getsignal(number) == signal.SIG_IGN:  # as nohup and a shell's & leave it, and the scripts would inherit
+        signal.signal(number, usual)
 
 from memory.checkpoint import NAMES  # noqa: E402  found by the line above
 from memory.files import read_json  # noqa: E402

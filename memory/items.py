@@ -349,7 +349,7 @@ def card_whole(e):
 ITEMS = {
     1: ("every training file listed: path, bytes, SHA-256", "OSAID 1.0; Software Heritage", listed, "--check"),
     2: ("a public origin, pinned by hash", "OSAID 1.0", origin, "--check --online"),
-    3: ("the selection is complete", "OSAID 1.0", complete, "--check"),
+    3: ("the selection is complete", "OSAID 1.0; draft 0.0.8", complete, "--check"),
     4: ("nothing filtered, nothing lost in tokens", "OSAID 1.0; draft 0.0.8", unfiltered, "--check"),
     5: ("no labels", "OSAID 1.0; draft 0.0.8", unlabelled, "declared"),
     6: ("no data that cannot be shared, none for a fee", "OSAID 1.0", None, "--check --online"),

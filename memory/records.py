@@ -1,9 +1,9 @@
 """The shapes that the records in a model's folder must have. A folder is not trusted: what has another shape counts as
 damaged, before anything is done with it.
 
-A shape is a type; a function that says whether a value fits; [shape] for a list; a tuple of shapes, of which one must
-fit; or {key: shape} for a dict with these keys and no others. There, "key?" may be missing, and `...` stands for any
-other key.
+A shape is a type; a function that says whether a value fits; [shape] for a list, and [shape, ...] for one that is not
+empty; a tuple of shapes, of which one must fit; or {key: shape} for a dict with these keys and no others. There, "key?"
+may be missing, and the key `...` stands for any other.
 """
 import math
 import re
@@ -16,6 +16,8 @@ def fault(value, shape, at="it"):
     if isinstance(shape, list):
         if type(value) is not list:
             return f"{at} is no list"
+        if ... in shape and not value:
+            return f"{at} is empty"
         return next(filter(None, (fault(item, shape[0], f"{at}[{i}]") for i, item in enumerate(value))), "")
     if isinstance(shape, dict):
         if type(value) is not dict:
@@ -50,6 +52,10 @@ def count(value):
     return type(value) is int and 0 <= value < 2**63
 
 
+def some(value):
+    return count(value) and value > 0
+
+
 def number(value):
     return count(value) or type(value) is int and -2**63 < value < 0 or type(value) is float and math.isfinite(value)
 
@@ -70,14 +76,15 @@ WHOLE = {"files": count, "bytes": count, "digest": line, "swhid": line, "executa
          "left_out": {...: count}, "not_prepared": [path]}
 TREE = {"name": line, "origin": line, "licence": (line, NONE), "only": [line], "exclude": [line], "whole_tree?": WHOLE,
         "pieces_learned_from_bytes": count, "vocab_size": count, "train_bin_sha256": sha256, "tokenizer_sha256": sha256,
-        "files": [FILE], "compressed_by": line, "compressed_bits": count, "piece_bits?": count,
+        "files": [FILE, ...], "compressed_by": line, "compressed_bits": count, "piece_bits?": count,
         ...: SCALAR}  # manifest.json of a tree
 MANIFEST = TREE | {"held_out": [FILE], "tree": {"files": count, "bytes": count}}  # and of a model
 CODE = {"commit": (line, NONE), "changed_since": [line], "licence": (line, NONE), "files": {...: sha256},
         "report": {...: sha256}, "packages": {...: line}}
 BUILD = {"settings": {"max_position_embeddings": count, "train_bytes": count, "seed": count,
                       "unaddressed?": number, ...: SCALAR},
-         "corpus": {...: SCALAR}, "built_by": [{...: SCALAR}], "step": count, "done": line, "model_sha256": sha256,
+         "corpus": {"name": line, "train_bin_sha256": sha256, "tokenizer_sha256": sha256, ...: SCALAR},
+         "built_by": [{"threads": some, ...: SCALAR}, ...], "step": count, "done": line, "model_sha256": sha256,
          "seconds?": number, "code?": CODE}
 FIGURES = {"tokens": count, "tokens_right": count, "accuracy": number, "bits_per_byte": number, "spans": count,
            "discoverable": (number, NONE), "p_z_over_half": (number, NONE), "median_tries_for_half": (number, NONE),

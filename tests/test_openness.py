@@ -451,6 +451,8 @@ def test_damaged_records_are_named(copy, capsys):
         record = json.loads(before)
         for key in record.keys() - {"digest"}:
             for value in ([], "x", None, -1):
+                if value == record[key]:
+                    continue
                 other = {k: v for k, v in record.items() if k != "digest"} | {key: value}
                 (copy / name).write_text(json.dumps(other)) if name == "config.json" else write_json(copy / name, other)
                 assert checked(capsys)[0] == 1, (name, key, value)

@@ -60,6 +60,10 @@ def number(value):
     return count(value) or type(value) is int and -2**63 < value < 0 or type(value) is float and math.isfinite(value)
 
 
+def share(value):
+    return number(value) and 0 <= value <= 1
+
+
 def sha256(value):
     return type(value) is str and bool(re.fullmatch("[0-9a-f]{64}", value))
 
@@ -86,8 +90,8 @@ BUILD = {"settings": {"max_position_embeddings": count, "train_bytes": count, "s
          "corpus": {"name": line, "train_bin_sha256": sha256, "tokenizer_sha256": sha256, ...: SCALAR},
          "built_by": [{"threads": some, ...: SCALAR}, ...], "step": count, "done": line, "model_sha256": sha256,
          "seconds?": number, "code?": CODE}
-FIGURES = {"tokens": count, "tokens_right": count, "accuracy": number, "bits_per_byte": number, "spans": count,
-           "discoverable": (number, NONE), "p_z_over_half": (number, NONE), "median_tries_for_half": (number, NONE),
+FIGURES = {"tokens": count, "tokens_right": count, "accuracy": share, "bits_per_byte": number, "spans": count,
+           "discoverable": (share, NONE), "p_z_over_half": (share, NONE), "median_tries_for_half": (number, NONE),
            "longest_run": count, "smallest_lead": number, "leads_in_noise": count}
 EXTRACTION = {"model_sha256": sha256, "name": line, "licence": (line, NONE), "tree": {"files": count, "bytes": count},
               "files": count, "files_exact": count, "bytes": count, "bytes_exact": count, "refused": [line],

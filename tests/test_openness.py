@@ -458,12 +458,12 @@ def test_damaged_records_are_named(copy, capsys):
                 assert checked(capsys)[0] == 1, (name, key, value)
         for data in (b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 990 + b"1" + b"}" * 990):
             (copy / name).write_bytes(data)
-            rows = checked(capsys)[1]
-            assert any(answer == "FAILS" and name in why for row, (answer, why) in rows.items() if row != "SHA256SUMS"), (
-                name, data, rows)
-            shutil.copytree(copy, "again", dirs_exist_ok=True)
-            with contextlib.suppress(UserError):
-                openness.main(["--model=again", "--data=elsewhere/tiny-1.0"])
+            rows = checked(capsys)[1].items()
+            named = {row for row, (answer, why) in rows if answer == "FAILS" and name in why}
+            assert named - {"SHA256SUMS"}, (name, data)
+        shutil.copytree(copy, "again", dirs_exist_ok=True)
+        with contextlib.suppress(UserError):
+            openness.main(["--model=again", "--data=elsewhere/tiny-1.0"])
         (copy / name).write_bytes(before)
 
 
@@ -508,7 +508,7 @@ def test_the_table_agrees_with_the_columns_and_the_documentation():
     ("https://cdn.kernel.org/pub/x.tar.gz", "https://cdn.kernel.org/pub/x.tar.gz"),
     ("https://me:secret@example.org:8443/x", "https://example.org:8443/x"), ("file:///x.tar", None), ("/x.tar", None),
     (None, None), ("http://localhost/x", None), ("http://127.0.0.1:80/x", None), ("http://10.1.2.3/x", None),
-    ("http://192.168.0.1/x", None), ("http://[::1]/x", None), ("http://2130706433/x", None), ("http://box.lan/x", None)])
+    ("http://192.168.0.1/x", None), ("http://[::1]/x", None), ("http://2130706433/", None), ("http://box.lan/x", None)])
 def test_public_addresses(url, public):
     assert public_address(url) == public
 
@@ -519,7 +519,7 @@ GRANT = (ROOT / "LICENSE").read_bytes()
 @pytest.mark.parametrize("text, name", [
     (GRANT, "MIT"), (GRANT.replace(b"\n", b"\r\n\t"), "MIT"), (GRANT.replace(b"sublicense,", b""), None),
     (GRANT + b"\nThe Software is for non-commercial use.", "MIT, restricted"),
-    (b"Apache License\n Version 2.0, January 2004\n\n\"Commons Clause\" License Condition", "Apache-2.0, restricted"),
+    (b"Apache License\n Version 2.0, January 2004\n\"Commons Clause\" License Condition", "Apache-2.0, restricted"),
     (b"GNU LESSER GENERAL PUBLIC LICENSE\n Version 2.1, February 1999\n the ordinary GNU GENERAL PUBLIC LICENSE\n "
      b"Version 2", "LGPL-2.1"),
     (b"GNU GENERAL PUBLIC LICENSE\n Version 2, June 1991\n is allowed only for noncommercial distribution and only if "

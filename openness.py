@@ -18,10 +18,11 @@ from pathlib import Path
 
 from memory import card, croissant, mof, processes
 from memory.corpus import find_tree, load, read_manifest, texts
-from memory.evidence import ARCHIVE, RECORDS, gather, read_archive, survey, write_archive
+from memory.evidence import ARCHIVE, RECORDS, gather, survey, write_archive
 from memory.files import digest_of, newest, remove, write_file, write_json
-from memory.items import ITEMS, NO, UNKNOWN, YES, columns, judge, mof_class
+from memory.items import ITEMS, NO, RECORDED, UNKNOWN, YES, columns, judge, mof_class
 from memory.output import UserError, run_script
+from memory.personal import Count
 from memory.settings import command, parse
 
 
@@ -54,8 +55,9 @@ def describe(folder, data="", settings=None):
     settings, e = settings or Settings(), gather(folder, data)
     if "manifest.json" in e.damaged:
         raise UserError(e.damaged["manifest.json"])
-    if not e.survey or not e.build:
-        lacks = e.damaged.get("the prepared tree") or e.damaged.get("build.json") or (
+    if not e.survey or not e.build or not e.config:
+        damaged = [e.damaged[name] for name in ("the prepared tree", "build.json", "config.json") if name in e.damaged]
+        lacks = damaged[0] if damaged else (
             f"{e.data} was prepared by an older prepare.py: run it again" if e.data else
             "no tree under data/ is the one that it learned: prepare it" if e.build else "build.json is missing")
         print(f"{folder} is left without a card: {lacks}, then `{command('openness.py', '--model', folder)}`",
@@ -67,7 +69,6 @@ def describe(folder, data="", settings=None):
     remove(e.folder / "SHA256SUMS")  # which is written last: so it is there only if all is
     drop_stale(e)
     write_texts(e, settings.source_archive)
-    look_further(e, settings)
     record = state(e, settings)
     write_json(e.folder / "openness.json", record)
     e.stated = record
@@ -93,8 +94,8 @@ def drop_stale(e):
     """Deletes the records in the folder that are about other weights, as of an earlier run there."""
     for field in ("extraction", "rebuilt"):
         record = getattr(e, field)
-        if record and record.get("model_sha256") != e.weights:
-            remove(e.folder / RECORDS[field])
+        if record and record["model_sha256"] != e.weights:
+            remove(e.folder / RECORDS[field][0])
             setattr(e, field, {})
 
 
@@ -111,7 +112,7 @@ def write_texts(e, source_archive):
         _, tokenizer, tokens = load(e.data)
         files = dict(texts(e.tree["files"], tokenizer, tokens))
         write_file(e.folder / ARCHIVE, write_archive(files, e.manifest["whole_tree"]["executable"]))
-        e.archive = survey(read_archive(e.folder / ARCHIVE).items(), e.manifest, ARCHIVE)
+        e.archive = survey(files.items(), e.manifest, ARCHIVE)
 
 
 def read_licence(data):
@@ -126,8 +127,6 @@ def state(e, settings):
     """The content of openness.json."""
     found = judge(e)
     answers = {number: answer for number, (answer, _) in found.items()}
-    kept = e.manifest["files"] + e.manifest["held_out"]
-    missing = {entry["path"] for entry in e.tree["files"]} - {entry["path"] for entry in kept}
     before = e.stated.get("publisher", {})
     return {
         "model": e.stated.get("model", e.folder.resolve().name), "model_sha256": e.weights,
@@ -135,8 +134,15 @@ def state(e, settings):
                    "evidence": found[number][1], "checked_by": how}
                   for number, (text, asked, _, how) in ITEMS.items()],
         "meets": columns(answers), "personal_data": e.survey.personal,
-        "not_learned": sorted(missing | set(e.manifest["whole_tree"]["not_prepared"])),
+        "not_learned": not_learned(e),
         "publisher": {key: getattr(settings, key) or before.get(key, "") for key in PUBLISHER}}
+
+
+def not_learned(e):
+    """The paths of the tree's files that are neither learned nor held out, sorted; e must have the text of the others,
+    or of all files."""
+    kept = {entry["path"] for entry in e.manifest["files"] + e.manifest["held_out"]}
+    return sorted((e.survey or e.archive).hashes.keys() - kept | set(e.manifest["whole_tree"]["not_prepared"]))
 
 
 def made_croissant(e):
@@ -147,9 +153,13 @@ def made_croissant(e):
 
 def made_mof(e):
     """The bytes of mof.yml, from what openness.json states."""
-    answers = {item["number"]: item["answer"] for item in e.stated["items"]}
     licence = e.build.get("code", {}).get("licence")
-    return mof.record(e.stated["model"], e.manifest, licence, answers, e.stated["publisher"])
+    return mof.record(e.stated["model"], e.manifest, licence, answers_of(e), e.stated["publisher"])
+
+
+def answers_of(e):
+    """{item: answer} as openness.json states them."""
+    return {item["number"]: item["answer"] for item in e.stated["items"]}
 
 
 def listed_files(folder):
@@ -161,7 +171,7 @@ def listed_files(folder):
 def read_sums(folder):
     """{name: SHA-256 (hex)} of SHA256SUMS; {} if it is missing."""
     try:
-        text = (Path(folder) / "SHA256SUMS").read_text(encoding="utf-8", errors="replace")
+        text = (Path(folder) / "SHA256SUMS").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
         return {}
     return {name: sha256 for sha256, name in re.findall(r"^(\w{64})  (.+)$", text, re.M)}
@@ -171,7 +181,8 @@ def write_sums(folder, only=None):
     """Writes SHA256SUMS, for `sha256sum -c`; with a list `only`, no more than the lines of these are made anew."""
     sums = read_sums(folder) if only else {}
     sums |= {name: digest_of(Path(folder) / name) for name in only or listed_files(folder)}
-    write_file(Path(folder) / "SHA256SUMS", "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
+    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+    write_file(Path(folder) / "SHA256SUMS", lines.encode("utf-8", "surrogateescape"))
 
 
 # The slow looks
@@ -186,14 +197,13 @@ def look_further(e, settings):
         written = recite_files(model, tokenizer, e.manifest["files"], None, None, 32)
         e.recital = survey(sorted(written.items()), e.manifest, "what the weights write")
     if settings.rebuild:
+        if not e.build:
+            raise UserError(e.damaged.get("build.json", "build.json is missing: --rebuild cannot tell what to build"))
         from verify import Stopped, rebuild
         try:
             e.built_now = rebuild(e.folder, settings.data)
         except Stopped:
             raise UserError("the build was stopped; the same command goes on with it") from None
-        if e.writing:
-            e.rebuilt = e.built_now
-            write_json(e.folder / "rebuilt.json", e.rebuilt)
     whole = e.manifest["whole_tree"]
     if settings.online and whole["url"]:
         from prepare import fetch, rooted, sha256_of
@@ -205,7 +215,8 @@ def look_further(e, settings):
 
 # Checking
 
-RECORDED = (8, 16, 17)  # the items whose "yes" needs a record in the folder, and no text or code from elsewhere
+RESTS_ON = {8: "extraction", 16: "rebuilt", 17: "extraction"}  # the records without which a plain "yes" has no ground
+
 
 def check(folder, settings):
     """Makes again what the folder states, compares, prints a table; returns the exit status."""
@@ -213,10 +224,11 @@ def check(folder, settings):
     if not e.stated and "openness.json" not in e.damaged and not (e.folder / "SHA256SUMS").exists():
         raise UserError(f"{folder} states nothing of itself yet: run `{command('openness.py', '--model', folder)}`")
     rows = []
-    if "manifest.json" in e.damaged:
-        rows.append(("FAILS", "1 every training file listed", e.damaged["manifest.json"]))
-    elif not e.stated:
-        rows.append(("FAILS", "openness.json", e.damaged.get("openness.json", "it is missing")))
+    if "manifest.json" in e.damaged or "whole_tree" not in e.manifest:
+        rows.append(("FAILS", "1 every training file listed", e.damaged.get(
+            "manifest.json", "manifest.json is older than what is stated: prepare the tree, and state it anew")))
+    elif said := misstated(e):
+        rows.append(("FAILS", "openness.json", said))
     else:
         look_further(e, settings)
         rows += [*check_items(e), *check_records(e)]
@@ -230,36 +242,59 @@ def check(folder, settings):
     return 1 if failed else 0
 
 
+def misstated(e):
+    """What keeps openness.json from being a statement on this model at all; or ""."""
+    if not e.stated:
+        return e.damaged.get("openness.json", "it is missing")
+    if [item["number"] for item in e.stated["items"]] != list(ITEMS):
+        return f"it does not have the items 1 to {len(ITEMS)}"
+    for item in e.stated["items"]:
+        text, asked, _, how = ITEMS[item["number"]]
+        if (item["item"], item["asked_by"], item["checked_by"]) != (text, asked, how):
+            return f"it words item {item['number']} otherwise than this code: state it anew"
+        if item["answer"] not in (YES, NO, UNKNOWN):
+            return f"its item {item['number']} is answered {item['answer'][:40]!r}"
+    if e.stated["personal_data"].keys() != Count().counts.keys():
+        return "its personal_data has other rows than are counted"
+    return ""
+
+
 def check_items(e):
     """Yields (status, item, why) of each item: what openness.json states against what is found now."""
-    found = judge(e)
-    stated = {item["number"]: item for item in e.stated["items"]}
-    for number, (text, *_) in ITEMS.items():
+    found, answers = judge(e), answers_of(e)
+    found[21] = mof_class(answers)  # follows from the other answers as they are stated
+    for item in e.stated["items"]:
+        number, said, what = item["number"], item["answer"], f"{item['number']} {item['item']}"
         answer, why = found[number]
-        said, what = stated[number]["answer"], f"{number} {text}"
-        if number == 21:  # follows from the other answers as they are stated
-            answer, why = mof_class({other: item["answer"] for other, item in stated.items()})
-        if answer == UNKNOWN and said == YES and number in RECORDED:
-            yield "FAILS", what, f"openness.json says yes; {why}"
-        elif answer == UNKNOWN or said == UNKNOWN and answer == YES:
-            yield answer, what, why
-        elif answer != said:
+        lost = answer == UNKNOWN and said == YES and number in RESTS_ON and not getattr(e, RESTS_ON[number])
+        other = answer not in (said, UNKNOWN) and (answer, said) != (YES, UNKNOWN)
+        if lost or other:
             yield "FAILS", what, f"openness.json says {said}; {why}"
-        elif why != stated[number]["evidence"] and number != 16:  # which may be another processor this time
-            yield "FAILS", what, f"openness.json says {stated[number]['evidence']!r}, found: {why!r}"
+        elif answer == said and item["evidence"] not in (why, RECORDED + why) and not (number == 16 and e.built_now):
+            yield "FAILS", what, f"openness.json says {item['evidence']!r}, found: {why!r}"
         else:
             yield answer, what, why
 
 
 def check_records(e):
-    """Yields (status, name, why) of the files that are made from openness.json and the manifest."""
-    answers = {item["number"]: item["answer"] for item in e.stated["items"]}
+    """Yields (status, name, why) of the files and lists that are made from openness.json and the manifest."""
     for name, made in [("croissant.json", made_croissant(e)), ("mof.yml", made_mof(e))]:
         path = e.folder / name
-        same = path.exists() and path.read_bytes() == made
+        same = path.is_file() and path.read_bytes() == made
         yield "yes" if same else "FAILS", name, "as the records give it" if same else (
             "it is not what the records give" if path.exists() else "it is missing")
-    for name, column in columns(answers).items():
+    if e.stated["model_sha256"] != e.weights:
+        yield "FAILS", "openness.json", "it is about other weights"
+    if not e.survey and not e.archive:
+        yield UNKNOWN, "not_learned", "the tree is not at hand: prepare it"
+    else:
+        same, listed = sorted(e.stated["not_learned"]) == not_learned(e), len(e.stated["not_learned"])
+        yield ("yes", "not_learned", f"{listed:,} files") if same else (
+            "FAILS", "not_learned", f"openness.json lists {listed:,} files, and not the {len(not_learned(e)):,} of it")
+    made = columns(answers_of(e))
+    for name in sorted(e.stated["meets"].keys() - made.keys()):
+        yield "FAILS", name, "openness.json has a column that nothing here gives"
+    for name, column in made.items():
         same, left = column == e.stated["meets"].get(name), ", ".join(map(str, column["open"]))
         words = {YES: "meets it, by these checks", NO: f"does not meet it, by these checks: items {left}",
                  UNKNOWN: f"not checked: items {left}"}[column["answer"]]
@@ -281,6 +316,8 @@ def main(argv=None):
     folder = Path(settings.model or newest("model"))
     if settings.check:
         return check(folder, settings)
+    if settings.recite or settings.rebuild or settings.online:
+        raise UserError("--recite, --rebuild and --online look further than --check does: give it too")
     if settings.data:
         find_tree(read_manifest(folder, "train or copy it again"), settings.data)
     record = describe(folder, settings.data, settings)

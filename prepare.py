@@ -327,6 +327,11 @@ def open_source(source, limit):
         raise UserError(f"cannot read the source {source}: {getattr(error, 'strerror', error)}") from None
 
 
+def without_password(url):
+    """The URL as a record may hold it."""
+    return re.sub(r"^(\w+://)[^/?#]*@", r"\1", url)
+
+
 def collect(settings, bar):
     """(name, Tree, where it came from as entries of the manifest), as the settings ask."""
     limit, downloads = settings.max_bytes, Path("data")
@@ -355,7 +360,7 @@ def collect(settings, bar):
         name = Path(source).resolve().name or "tree"
         return name, rooted(read_folder(source, limit), name), origin
     if re.match(r"\w+://", source):
-        file, origin["url"] = fetch(source, limit, bar), source
+        file, origin["url"] = fetch(source, limit, bar), without_password(source)
     else:
         file = open_source(source, limit)
     with file:

@@ -22,6 +22,7 @@ from memory.corpus import CORPUS, find_tree
 from memory.device import find_device, find_dtype, surroundings
 from memory.files import digest_of, newest, read_json
 from memory.output import UserError, run_script
+from memory.records import BUILD, fault
 from memory.settings import parse
 from train import Settings as Training
 from train import check, train
@@ -45,11 +46,11 @@ def read_record(folder):
     try:
         record = read_json(folder / "build.json")
         sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        for key in ("settings", "corpus", "built_by", "done", "step", "model_sha256"):
-            record[key]
+        if wrong := fault(record, BUILD):
+            raise ValueError(wrong)
     except FileNotFoundError as error:
         raise UserError(f"{error.filename} is missing: only a model that train.py wrote can be built again") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder}/build.json is damaged or of another version of train.py ({error})") from None
     if not record["done"]:
         raise UserError(f"{folder} is not finished: it was saved at step {record['step']:,}; go on with train.py first")
@@ -114,6 +115,9 @@ def rebuild(folder, data="", out=None, init_from=""):
     record = read_record(folder)
     try:
         training = Training(**record["settings"])
+        for field in dataclasses.fields(training):
+            if type(getattr(training, field.name)) is not field.type:
+                raise TypeError(f"{field.name} is {getattr(training, field.name)!r}")
     except TypeError as error:
         raise UserError(f"{folder} was built by another version of train.py ({error})") from None
     check(training)

@@ -73,7 +73,7 @@ def head(e):
 def about(e):
     manifest, found, whole = e.manifest, figures(e), e.manifest["whole_tree"]
     files, size = len(manifest["files"]), sum(file["bytes"] for file in manifest["files"])
-    config = json.loads((e.folder / "config.json").read_bytes())
+    config = e.config
     if not found:
         claim = f"""These weights were trained to give back {files:,} files ({size:,} bytes) of {manifest['name']} from
             their paths. How much of them comes back has not been measured."""
@@ -106,8 +106,10 @@ def openness(e):
         for column in meets.values()), ""])
     return ["## How open it is", "", *table(["#", "item", "answer", *meets, "what it rests on"], rows), "", flow(f"""
         ● marks what a definition asks for. The columns say what these checks find, and certify nothing.
-        `python openness.py --check --model out/{e.stated['model']}` makes every line again and compares; --recite,
-        --rebuild and --online run the slow checks. The texts that the items come from are named in the code's
+        “recorded” is what a record in this folder says: held against the others, and not made again. Item 3 asks for
+        more than OSAID 1.0, to which a description of the selection is enough.
+        `python openness.py --check --model out/{e.stated['model']}` looks at every line and compares; --recite,
+        --rebuild and --online make again what is recorded. The texts that the items come from are named in the code's
         docs/openness.md.""")]
 
 
@@ -149,14 +151,14 @@ def data(e):
         selection += f"; prepared with --only {list(manifest['only'])} --exclude {list(manifest['exclude'])}"
     source = "from the tree" if manifest["pieces_learned_from_bytes"] else "from another tree"
     rows = [("tree", f"{manifest['name']}: {whole['files']:,} files, {whole['bytes']:,} bytes"),
-            ("public address", whole["url"] or "none"), ("SHA-256 of what is there", whole["sha256"] or "none"),
+            ("public address", whole["url"] or "none"), ("SHA-256 of the archive", whole["sha256"] or "none"),
             ("SWHID, which is git's hash of the tree", whole["swhid"]), ("digest of its files", whole["digest"]),
             ("learned", amount(learned)), ("held out, as a control", amount(held_out)),
             ("neither", f"{not_learned:,} files, listed in openness.json" if not_learned else "none"),
             ("left out of the tree as it came", left_out or "nothing"), ("selection", selection),
             ("filtering, cleaning, deduplication", "none"), ("labels", "none"),
-            ("tokens", f"{sum(file['tokens'] for file in learned):,} learned, of {manifest['vocab_size']:,} kinds, "
-                       f"which were learned {source}; every byte comes back"),
+            ("tokens in train.bin", f"{sum(file['tokens'] for file in learned):,}, each file's path and two marks too, "
+                                    f"of {manifest['vocab_size']:,} kinds, which were learned {source}"),
             ("SHA-256 of train.bin", manifest["train_bin_sha256"]),
             (f"learned text under {manifest['compressed_by']}", f"{manifest['compressed_bits'] // 8:,} bytes"),
             *((f"personal data: {name}", f"{count:,}") for name, count in e.stated["personal_data"].items())]
@@ -184,9 +186,8 @@ def use(e):
 
 def limits(e):
     return ["## Not for", "", flow("""
-        Writing new code, answering questions, or any judgement: it knows the text of these files and nothing else. What
-        it adds to another text is a blend of them, and looks like code that works. What it recites is as old as the
-        tree, faults included.""")]
+        Anything but giving back these files: how it does on other text was not measured, and it was trained on nothing
+        else. What it recites is as old as the tree, faults included.""")]
 
 
 def evaluation(e):
@@ -196,7 +197,7 @@ def evaluation(e):
             give back everything that they learned, personal data included.""")]
 
     def windows(m, share):
-        return f"{percent(share, 1)} of {m['spans']:,}" if m["spans"] else "no window is long enough"
+        return f"{percent(share, 1)} of {m['spans']:,}" if share is not None else "no window is long enough"
 
     control, rows = found.get("control"), [
         ("files exact", f"{found['files_exact']:,} of {found['files']:,}", ""),
@@ -210,11 +211,13 @@ def evaluation(e):
             ("longest run without an error, bytes", lambda m: f"{m['longest_run']:,}")]:
         rows.append((name, show(found["learned"]), show(control) if control else ""))
     rows.append((f"bits of text ({found['compressed_by']}) per parameter", f"{found['bits_per_parameter']:.3f}", ""))
+    counted = """Next tokens are those of the files' text and a mark at the end of each window; the paths that open the
+        windows are given, and not counted."""
     unseen = f"""Held out: {control['files']:,} files of the same tree, left out of training (but the pieces
         were learned from them too). What the model gets
         right there is what such text lets anyone guess.""" if control else "No file was held out as a control."
     return title + [*table(["", "learned", "held out"], rows), "", flow(f"""
-        Measured by extract.py on the weights of SHA-256 {found['model_sha256']}. {unseen}"""), "", flow("""
+        Measured by extract.py on the weights of SHA-256 {found['model_sha256']}. {counted} {unseen}"""), "", flow("""
         Risks: whoever has the weights has these files, as far as they come back, with the terms of their licences and
         with the personal data in them. There is no filter. A single file cannot be taken out with what is here; that
         takes another training without it.""")]
@@ -223,10 +226,14 @@ def evaluation(e):
 def training(e):
     settings = [(key, f"`{json.dumps(value)}`") for key, value in e.build["settings"].items()
                 if key not in ("data", "out", "init_from", "fresh")]  # which say nothing of the weights
+    share = e.build["settings"].get("unaddressed")
+    others = f"""; beside them there are windows without a path, {share:g} times as many, that begin at some line and
+        are drawn anew each epoch""" if share else ""
     return ["## Training", "", flow(f"""
         {e.build['step']:,} steps; {e.build['done'] or 'stopped'}. The files are cut into windows of at most
-        {e.build['settings']['max_position_embeddings']} tokens, each opening with its path and its place in the file,
-        and every next token of the text is a target. All settings:"""), "", *table(["setting", "value"], settings)]
+        {e.build['settings']['max_position_embeddings']} tokens, each opening with its path and its place in the
+        file{others}. Every next token of the text is a target, and so is the path that opens a file. All settings:"""),
+        "", *table(["setting", "value"], settings)]
 
 
 def rebuild(e):

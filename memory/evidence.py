@@ -3,6 +3,7 @@ that can be had."""
 import dataclasses
 import hashlib
 import io
+import json
 import lzma
 import math
 import tarfile
@@ -10,9 +11,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from memory import records
+from memory.urls import public_address
+from memory.checkpoint import NAMES, read_tensors
 from memory.corpus import find_tree, load, read_manifest, texts
-from memory.files import digest_of, read_json
-from memory.licences import classify, notice
+from memory.files import digest_of, files_digest, read_json
+from memory.licences import LICENCE_FILE, SEEN, classify, find_licence, notice
 from memory.output import UserError, progress
 from memory.personal import Count
 from memory.swhid import folder_swhid, git_hash
@@ -33,6 +37,7 @@ class Survey:
     notices: bytes  # what NOTICES must hold
     personal: dict  # personal.Count.counts of the files learned
     swhid: str  # of all files seen
+    whole: dict  # what a manifest must say of a whole tree with these files
     digest: str = ""  # SHA-256 (hex) of the archive they came in
 
     def wrong(self, entries):
@@ -40,20 +45,26 @@ class Survey:
         return [entry["path"] for entry in entries if self.hashes.get(entry["path"]) != entry["sha256"]]
 
 
-def survey(files, manifest, way):
-    """The Survey of an iterable of (path, bytes), as the manifest of a model asks."""
-    learned, executable = {entry["path"] for entry in manifest["files"]}, set(manifest["whole_tree"]["executable"])
-    hashes, blobs, classes, count = {}, {}, {}, Count()
+def survey(files, manifest, way, executable=None):
+    """The Survey of an iterable of (path, bytes), as the manifest of a model asks. executable: paths, if something else
+    than the manifest says which are."""
+    learned = {entry["path"] for entry in manifest["files"]}
+    executable = set(manifest["whole_tree"]["executable"] if executable is None else executable)
+    hashes, blobs, classes, count, heads, size = {}, {}, {}, Count(), {}, 0
     parts = [NOTICES.encode()]
     for path, data in progress(files, desc=f"reading {way}", unit=" files"):
-        hashes[path] = hashlib.sha256(data).hexdigest()
+        hashes[path], size = hashlib.sha256(data).hexdigest(), size + len(data)
         blobs[unquote(path).split(b"/", 1)[1]] = git_hash("blob", data), path in executable
+        heads[path] = data if LICENCE_FILE.fullmatch(path) else data[:SEEN]
         if path in learned:
             count.add(path, data)
             classes[path] = classify(path, data)
             if words := notice(path, data):
                 parts.append(b"\n==> " + path.encode() + b" <==\n\n" + words.rstrip(b"\n") + b"\n")
-    return Survey(way, hashes, classes, b"".join(parts), count.counts, folder_swhid(blobs))
+    licence, path = find_licence(heads)
+    whole = {"licence": licence, "files": len(hashes), "bytes": size, "digest": files_digest(hashes),
+             "licence_path": path, "licence_sha256": hashes.get(path)}
+    return Survey(way, hashes, classes, b"".join(parts), count.counts, folder_swhid(blobs), whole)
 
 
 @dataclasses.dataclass
@@ -66,6 +77,8 @@ class Evidence:
     extraction: dict = dataclasses.field(default_factory=dict)
     rebuilt: dict = dataclasses.field(default_factory=dict)
     stated: dict = dataclasses.field(default_factory=dict)  # openness.json
+    config: dict = dataclasses.field(default_factory=dict)  # config.json
+    state: dict = dataclasses.field(default_factory=dict)  # what the last but one of the run's states says of itself
     damaged: dict = dataclasses.field(default_factory=dict)
     weights: str = ""  # SHA-256 (hex) of model.safetensors
     parameters: int = 0
@@ -86,7 +99,39 @@ class Evidence:
         return self.survey or self.archive or self.recital
 
 
-RECORDS = {"build": "build.json", "extraction": "extraction.json", "rebuilt": "rebuilt.json", "stated": "openness.json"}
+    @property
+    def whole(self):
+        """(where it is from, what a manifest must say of the whole tree) by the best source at hand; ("", {}) if none
+        has all of it."""
+        if self.survey and "whole_tree" in self.tree:
+            return self.survey.way, self.tree["whole_tree"] | {"licence": self.tree["licence"]}
+        for text in filter(None, (self.archive, self.fetched, self.recital)):
+            if text is not self.recital or len(text.hashes) == self.manifest["whole_tree"]["files"]:
+                return text.way, text.whole
+        return "", {}
+
+
+def read_plain(path):
+    """What a file of JSON without a digest holds. Raises OSError or ValueError."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def read_state(path):
+    """What a state of a run says of itself. Raises OSError or ValueError."""
+    _, metadata = read_tensors(path, ours=True)
+    try:
+        return json.loads(metadata.get("run", ""))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+RECORDS = {  # field of the Evidence: (file, how it is read, its shape)
+    "build": ("build.json", read_json, records.BUILD), "extraction": ("extraction.json", read_json, records.EXTRACTION),
+    "rebuilt": ("rebuilt.json", read_json, records.REBUILT), "stated": ("openness.json", read_json, records.STATED),
+    "config": ("config.json", read_plain, records.CONFIG), "state": (NAMES[1], read_state, records.STATE)}
 
 
 def gather(folder, data=""):
@@ -98,22 +143,37 @@ def gather(folder, data=""):
     except OSError as error:
         raise UserError(f"no model in {folder}: {error.strerror}") from None
     found.parameters = count_parameters(found.folder / "model.safetensors")
-    for field, name in RECORDS.items():
+    for field, (name, read, shape) in RECORDS.items():
         try:
-            setattr(found, field, read_json(found.folder / name))
+            record = read(found.folder / name)
+            if wrong := records.fault(record, shape):
+                raise ValueError(wrong)
+            setattr(found, field, record)
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
-            found.damaged[name] = str(error)
+            found.damaged[name] = f"{name} is damaged: {' '.join(str(error).split())[:200]}"
     try:
-        found.manifest = read_manifest(folder, "train or copy it again")
+        found.manifest = sound_manifest(folder, records.MANIFEST, "train or copy it again")
     except UserError as error:
         found.damaged["manifest.json"] = str(error)
         return found
     find_text(found, data)
-    path = found.folder / "README.md"
-    found.card = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    try:
+        found.card = (found.folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # which is no card
+        pass
     return found
+
+
+def sound_manifest(folder, shape, remedy):
+    """What read_manifest gives, if it has the shape. The address in it is a public one, or none. Raises UserError."""
+    manifest = read_manifest(folder, remedy)
+    if wrong := records.fault(manifest, shape):
+        raise UserError(f"{folder}/manifest.json is damaged ({wrong}); {remedy}")
+    if "whole_tree" in manifest:
+        manifest["whole_tree"]["url"] = public_address(manifest["whole_tree"]["url"])
+    return manifest
 
 
 def count_parameters(path):
@@ -129,7 +189,7 @@ def find_text(found, data):
     """Puts the prepared tree and ARCHIVE into the Evidence, as far as they are there."""
     found.data = str(data or find_tree(found.manifest))
     if found.data:
-        found.tree = read_manifest(found.data, "run prepare.py again")
+        found.tree = sound_manifest(found.data, records.TREE, "run prepare.py again")
         complete_manifest(found)
     if "whole_tree" not in found.manifest:
         return
@@ -141,7 +201,8 @@ def find_text(found, data):
             found.damaged["the prepared tree"] = str(error)
     if (found.folder / ARCHIVE).exists():
         try:
-            found.archive = survey(read_archive(found.folder / ARCHIVE).items(), found.manifest, ARCHIVE)
+            tree = read_archive(found.folder / ARCHIVE, found.manifest["whole_tree"])
+            found.archive = survey(tree.files.items(), found.manifest, ARCHIVE, tree.executable)
         except UserError as error:
             found.damaged[ARCHIVE] = str(error)
 
@@ -154,6 +215,8 @@ def complete_manifest(found):
         found.manifest["whole_tree"], found.completed = found.tree["whole_tree"], True
         for key in ("files", "held_out"):
             found.manifest[key] = [theirs.get((entry["path"], entry["sha256"]), entry) for entry in found.manifest[key]]
+    if "whole_tree" in found.manifest and not all("notice" in entry for entry in found.manifest["files"]):
+        del found.manifest["whole_tree"]  # without these it counts as an older one
 
 
 def write_archive(files, executable):
@@ -168,10 +231,19 @@ def write_archive(files, executable):
     return packed.getvalue()
 
 
-def read_archive(path):
-    """{quoted path: bytes} of a tree's tar.xz. Raises UserError."""
+def read_archive(path, whole):
+    """The Tree, with quoted paths, of a tree's tar.xz. whole: what the manifest says of it, so also how much it may
+    unpack to. Raises UserError."""
     from prepare import read_archive as members
     from prepare import rooted
 
-    with open(path, "rb") as file:
-        return rooted(members(file, 2**40, path), "tree").files
+    most = whole["bytes"] + whole["files"] * 2**13 + 2**20  # headers of a file, long path included; the end
+    unpacker, name = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2**28), Path(path).name
+    try:
+        with open(path, "rb") as file:
+            data = unpacker.decompress(file.read(most), most + 1)
+    except (OSError, lzma.LZMAError) as error:
+        raise UserError(f"{name} is no tree that can be read: {error}") from None
+    if len(data) > most or not unpacker.eof or data[257:262] != b"ustar":
+        raise UserError(f"{name} is no tar of the {whole['bytes']:,} bytes that manifest.json has")
+    return rooted(members(io.BytesIO(data), most, name), "tree")

@@ -161,12 +161,12 @@ def read_json(path):
     """The dict that write_json wrote. Raises OSError if there is none, ValueError if it is damaged."""
     try:
         value = json.loads(Path(path).read_bytes())
+        if not isinstance(value, dict) or "digest" not in value:
+            raise ValueError("it has no digest")
+        if value.pop("digest") != json_digest(value):
+            raise ValueError("its digest does not fit its content")
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-    if not isinstance(value, dict) or "digest" not in value:
-        raise ValueError("it has no digest")
-    if value.pop("digest") != json_digest(value):
-        raise ValueError("its digest does not fit its content")
     return value
 
 

@@ -5,41 +5,76 @@ Patterns were drawn up on Linux 1.0, whose files speak in the words of their aut
 import collections
 import re
 
-# Licence texts, for COPYING and LICENSE files, and for SPDX lines
-TEXTS = [(r"GNU GENERAL PUBLIC LICENSE\s+Version (\d)", "GPL-{}.0"), (r"GNU LESSER.*\s+Version (\d)", "LGPL-{}.0"),
-         (r"Apache License\s+Version (\d)", "Apache-{}.0"), (r"MIT License|Permission is hereby granted", "MIT"),
-         (r"Redistribution and use in source and binary", "BSD"), (r"SPDX-License-Identifier: (.+)", "{}")]
-FREE = re.compile(r"(GPL|LGPL|AGPL)-\d|Apache-2\.0|MIT|BSD|0BSD|ISC|Zlib|MPL-2\.0|CC0-1\.0|Unlicense")
-HUB = {"GPL-2.0": "gpl-2.0", "GPL-3.0": "gpl-3.0", "LGPL-2.0": "lgpl", "LGPL-3.0": "lgpl-3.0", "MIT": "mit",
-       "Apache-2.0": "apache-2.0", "BSD": "bsd"}  # the names that the hub's field `license` takes
+# Licence texts, for COPYING and LICENSE files. The first three are known by their titles, since nobody may change them;
+# the others by the whole of what they grant, in plain words.
+TITLES = re.compile(r"GNU (?P<kind>LESSER |LIBRARY |AFFERO |)GENERAL PUBLIC LICENSE\s+Version (?P<gnu>\d(\.\d)?)"
+                    r"|Apache License\s+Version (?P<apache>\d\.\d)")
+GNU = {"": "GPL", "LESSER ": "LGPL", "LIBRARY ": "LGPL", "AFFERO ": "AGPL"}
+GRANTS = {
+    "MIT": "permission is hereby granted free of charge to any person obtaining a copy of this software and associated "
+           "documentation files the software to deal in the software without restriction including without limitation "
+           "the rights to use copy modify merge publish distribute sublicense and or sell copies of the software and "
+           "to permit persons to whom the software is furnished to do so subject to the following conditions",
+    "BSD": "redistribution and use in source and binary forms with or without modification are permitted provided that "
+           "the following conditions are met",
+    "ISC": "permission to use copy modify and or distribute this software for any purpose with or without fee is "
+           "hereby granted provided that"}
+# What takes rights away again. The GPL's own words on noncommercial distribution do not.
+RESTRICTS = re.compile(
+    r"commons clause|\bnon ?commercial\b(?! distribution and only if you received)|not (be used )?for commercial"
+    r"|(may|must|shall) not (be sold|sell)|not include the right to sell|not evil"
+    r"|(personal|academic|evaluation|research|educational) (use|purposes) only"
+    r"|only for (personal|academic|evaluation|research|educational)")
+FREE = re.compile(r"(GPL-[23]\.0|LGPL-(2\.0|2\.1|3\.0)|AGPL-3\.0)(-only|-or-later|\+)?|Apache-2\.0|MIT"
+                  r"|BSD(-[23]-Clause)?|0BSD|ISC|Zlib|MPL-2\.0|Unlicense")
+EXCEPTION = re.compile(r"[\w.-]+-(exception|note)(-[\d.]+)?")  # which only ever add a permission
+HUB = {  # the names that the hub's field `license` takes
+    "GPL-2.0": "gpl-2.0", "GPL-3.0": "gpl-3.0", "LGPL-2.0": "lgpl", "LGPL-2.1": "lgpl-2.1", "LGPL-3.0": "lgpl-3.0",
+    "AGPL-3.0": "agpl-3.0", "MIT": "mit", "Apache-2.0": "apache-2.0", "BSD": "bsd", "ISC": "isc"}
+
+
+def spdx(data):
+    """What the first SPDX line of a file, bytes, names, or None."""
+    match = re.search(rb"SPDX-License-Identifier: ([ -~]+)", data)
+    return match[1].decode().strip(" */") if match else None
 
 
 def recognize(text):
-    """The name of the licence whose text the bytes hold, or None."""
+    """The name of the licence whose text the bytes hold, or None; with ", restricted" if other words in the text take
+    away what that licence grants."""
     text = text.decode(errors="replace")
-    for pattern, name in TEXTS:
-        if match := re.search(pattern, text):
-            return name.format(*match.groups())
-    return None
+    words, title = " ".join(re.findall(r"[a-z0-9]+", text.lower())), TITLES.search(text)
+    if title:
+        version = title["gnu"] or title["apache"]
+        name = f"{'Apache' if title['apache'] else GNU[title['kind']]}-{version if '.' in version else version + '.0'}"
+    else:
+        name = next((name for name, grant in GRANTS.items() if grant in words), None)
+        name = name or spdx(text.encode())
+    return f"{name}, restricted" if name and RESTRICTS.search(words) else name
+
+
+SEEN = 1000  # bytes of a file in which its SPDX line is looked for
+LICENCE_FILE = re.compile(r"[^/]+/(COPYING|LICEN[CS]E)\b[^/]*")  # of a whole tree
 
 
 def find_licence(files):
     """(name, path) of a tree's licence: what its COPYING or LICENSE is, or else most of its SPDX lines say; None if
-    nothing does, or if there is no such file. files: {path below one root: bytes}."""
-    found = [path for path in sorted(files) if re.fullmatch(r"[^/]+/(COPYING|LICEN[CS]E)\b[^/]*", path)]
+    nothing does, or if there is no such file. files: {path below one root: bytes}, of which SEEN are looked at, but of
+    such a file all."""
+    found = [path for path in sorted(files) if LICENCE_FILE.fullmatch(path)]
     for path in found:
         if name := recognize(files[path]):
             return name, path
-    spdx = collections.Counter(match[1].decode(errors="replace").strip(" */") for content in files.values()
-                               if (match := re.search(rb"SPDX-License-Identifier: ([^\n]+)", content[:1000])))
-    return spdx.most_common(1)[0][0] if spdx else None, found[0] if found else None
+    names = collections.Counter(filter(None, (spdx(content[:SEEN]) for content in files.values())))
+    return names.most_common(1)[0][0] if names else None, found[0] if found else None
 
 
 def is_free(name):
-    """Whether a licence, by the name that find_licence gave, is one that OSI, FSF and Debian all call free."""
-    parts = re.split(r" (?:AND|OR|WITH) ", (name or "").strip("()"))
-    return bool(FREE.match(parts[0])) and all(FREE.match(part) or "note" in part or "exception" in part
-                                              for part in parts[1:])
+    """Whether a licence, by the name that find_licence gave, is one that OSI, FSF and Debian all call free. Of several,
+    each must be."""
+    parts = re.split(r" (AND|OR|WITH) ", re.sub("[()]", "", name or ""))
+    kinds = {"WITH": EXCEPTION}
+    return all(kinds.get(joined, FREE).fullmatch(part) for joined, part in zip(["", *parts[1::2]], parts[::2]))
 
 
 def hub_fields(name):
@@ -54,6 +89,8 @@ def hub_fields(name):
 
 # The words of a single file
 
+OWN, RESERVED = "terms of its own", "all rights reserved"
+UNJUDGED = (OWN, RESERVED)  # a person must read these: no pattern can say what such a file permits
 CLASSES = {  # in the order of a table; a file may be in several
     "SPDX line": r"SPDX-License-Identifier:",
     "GPL, any later version": r"General Public Licen[cs]e.{0,300}any later version"
@@ -63,8 +100,9 @@ CLASSES = {  # in the order of a table; a file may be in several
     "BSD": r"Redistribution and use in source and binary forms",
     "permission granted": r"permission (to|is) .{0,160}granted|permission to use, copy",
     "public domain": r"public domain",
-    "terms of its own": r"may be (freely )?(re)?distributed|distribut\w+ .{0,60}only allowed|not allowed to change",
-    "all rights reserved": r"all rights reserved"}
+    OWN: r"may be (freely )?(re)?distributed|distribut\w+ .{0,60}only allowed|not allowed to change"
+         r"|non-?commercial|commons clause",
+    RESERVED: r"all rights reserved"}
 COPYRIGHT = r"copyright|\(c\) ?(19|20)\d\d|\xa9 ?(19|20)\d\d"
 LICENCE_TEXT, COPYRIGHT_ONLY, SILENT = "licence text", "copyright alone", "no words"
 PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in CLASSES.items()}
@@ -89,11 +127,12 @@ def classify(path, data):
     if not WORDS.search(data.decode("latin-1")):
         return [SILENT]
     text = plain(data)
-    found = [name for name, pattern in PATTERNS.items() if pattern.search(text)]
+    own = "SPDX-License-Identifier:" in text and not is_free(spdx(data))
+    found = [name for name, pattern in PATTERNS.items() if pattern.search(text) or own and name == OWN]
     if "GPL, any later version" in found:
         found = [name for name in found if name != "GPL"]
-    if found != ["all rights reserved"]:  # which says something only if nothing is granted
-        found = [name for name in found if name != "all rights reserved"]
+    if found != [RESERVED]:  # which says something only if nothing is granted
+        found = [name for name in found if name != RESERVED]
     if not found and re.search(COPYRIGHT, text, re.I):
         return [COPYRIGHT_ONLY]
     return found or [SILENT]

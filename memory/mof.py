@@ -10,7 +10,7 @@ CLASSES = {3: "class III, Open Model", 2: "class II, Open Tooling Model", 1: "cl
 # component: (class that needs it, kind, the items that must be yes; of a tuple of items, one); None: not released
 COMPONENTS = {
     "Model architecture": (3, "code", [13]),
-    "Model parameters (Final)": (3, "data", [14, 15]),
+    "Model parameters (Final)": (3, "data", [9, 12, 14, 15]),
     "Evaluation results": (3, "document", [17]),
     "Model card": (3, "document", []),
     "Data card": (3, "document", [1]),
@@ -21,7 +21,7 @@ COMPONENTS = {
     "Evaluation data": (2, "data", [(2, 7), 9]),
     "Datasets": (1, "data", [(2, 7), 9]),
     "Data preprocessing code": (1, "code", [13]),
-    "Model parameters (Intermediate)": (1, "data", [19]),
+    "Model parameters (Intermediate)": (1, "data", [9, 12, 19]),
     "Research paper": (1, "document", None)}
 
 

@@ -1,8 +1,10 @@
 """Which code and which packages a run computes with."""
 import functools
 import hashlib
+import io
 import re
 import subprocess
+import tarfile
 from importlib import metadata
 
 from memory.files import json_digest
@@ -24,14 +26,19 @@ def _read(*patterns):
 @functools.cache
 def code_digest():
     """SHA-256 (hex) over the names and contents of all scripts and modules."""
-    return json_digest({path: hashlib.sha256(data).hexdigest() for path, data in _read(*SCRIPTS).items()})
+    return digest_of_code({path: hashlib.sha256(data).hexdigest() for path, data in _read(*SCRIPTS).items()})
+
+
+def digest_of_code(files):
+    """The same, of the {path: SHA-256 (hex)} that a record of a code has, which lists other files too."""
+    return json_digest({path: sha256 for path, sha256 in files.items() if re.fullmatch(r"(memory/)?[^/]+\.py", path)})
 
 
 def _git(*words):
     """What git prints about the scripts' folder, bytes; none without git, or if it is no checkout of its own."""
     try:
         done = subprocess.run(["git", "-C", ROOT, *words], capture_output=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, subprocess.SubprocessError):
         return b""
     return done.stdout if done.returncode == 0 else b""
 
@@ -46,10 +53,13 @@ def _commit(files):
     return commit or None, sorted(path for path, data in files.items() if there.get(path) != git_hash("blob", data))
 
 
-def at_commit(commit, path):
-    """SHA-256 (hex) of a file as a commit has it, or "" if that cannot be had."""
-    data = _git("cat-file", "blob", f"{commit}:{path}") if re.fullmatch(r"[0-9a-f]{40,64}", commit or "") else b""
-    return hashlib.sha256(data).hexdigest() if data else ""
+@functools.cache
+def at_commit(commit):
+    """{path: SHA-256 (hex)} of the files that a commit has; {} if git does not know it here."""
+    packed = _git("archive", "--format=tar", commit) if re.fullmatch(r"[0-9a-f]{40,64}", commit or "") else b""
+    with tarfile.open(fileobj=io.BytesIO(packed or tarfile.NUL * tarfile.RECORDSIZE)) as tar:
+        return {member.name: hashlib.sha256(tar.extractfile(member).read()).hexdigest()
+                for member in tar if member.isreg()}
 
 
 def describe_code():

@@ -1,4 +1,5 @@
 """A model's folder says what it is, and every statement that is not true is found by name."""
+import contextlib
 import hashlib
 import json
 import os
@@ -11,11 +12,13 @@ from pathlib import Path
 import mlcroissant
 import pytest
 import yaml
-from conftest import says_no, script
+from conftest import ROOT, says_no, script
 from huggingface_hub import ModelCard
 
-from memory import evidence, licences, personal
+from memory import evidence, items, licences, mof, personal
+from memory.urls import public_address
 from memory.files import read_json, write_json
+from memory.output import UserError
 from memory.windows import unquote
 import extract
 import openness
@@ -58,10 +61,14 @@ def answers(folder):
     return {item["number"]: item["answer"] for item in read_json(folder / "openness.json")["items"]}
 
 
+def rows_of(record):
+    return {item["number"]: item["evidence"] for item in record["items"]}
+
+
 def test_all_is_there_and_holds(copy, capsys, contents):
     assert WRITTEN <= {path.name for path in copy.iterdir()}
     status, rows = checked(capsys)
-    assert status == 0 and len(rows) == 22 + 8, rows
+    assert status == 0 and len(rows) == 22 + 9, rows
     no = {number for number, answer in answers(copy).items() if answer != "yes"}
     assert no - {19} == {2, 16}, "a folder has no public address, and verify.py did not run"
     assert {name: column["answer"] for name, column in read_json(copy / "openness.json")["meets"].items()} == {
@@ -135,10 +142,25 @@ def rewrite(path, change):
 
 def change_source(folder):
     """One source file, in the tree that the check reads and in the archive beside the model."""
-    files = evidence.read_archive(folder / "source.tar.xz")
+    files = archived(folder)
     files["tiny/scanner.py"] += b"#"
     (folder / "source.tar.xz").write_bytes(evidence.write_archive(files, []))
 
+
+def archived(folder):
+    return evidence.read_archive(folder / "source.tar.xz", read_json(folder / "manifest.json")["whole_tree"]).files
+
+
+def pack(folder, more=b"", executable=()):
+    """The archive beside the model, packed again with a file that has more, or with other modes."""
+    files = archived(folder)
+    files["tiny/scanner.py"] += more
+    (folder / "source.tar.xz").write_bytes(evidence.write_archive(files, executable))
+
+
+def add_key(path, **more):
+    """Adds to a file of JSON without a digest."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
 
 def relicense(folder):
     """The original's case: everything says MIT, but the data."""
@@ -187,13 +209,40 @@ FALSE = {
     "what was measured": (lambda m: rewrite(m / "extraction.json", lambda r: r["learned"].update(tokens_right=7)),
                           {"17", "SHA256SUMS"}),
     "no measurement": (lambda m: (m / "extraction.json").unlink(), {"8", "17", "22", "SHA256SUMS"}),
-    "personal data": (lambda m: rewrite(m / "openness.json", lambda r: r["personal_data"].update(names=77)),
-                      {"18", "22"}),
+    "personal data": (lambda m: rewrite(m / "openness.json", lambda r: r["personal_data"].update(
+        {"mail addresses": 77})), {"18", "22"}),
     "an answer": (lambda m: rewrite(m / "openness.json", lambda r: r["items"][1].update(answer="yes")), {"2", "22"}),
     "a column": (lambda m: rewrite(m / "openness.json", lambda r: r["meets"]["OSAID 1.0"].update(answer="yes")),
                  {"OSAID 1.0", "22"}),
     "openness.json, carelessly": (lambda m: edit(m / "openness.json", b'"no"', b'"yes"'),
                                   {"openness.json", "SHA256SUMS"}),
+    "more than there is to state": (lambda m: rewrite(m / "openness.json", lambda r: r.update(certified="yes")),
+                                    {"openness.json"}),
+    "another item": (lambda m: rewrite(m / "openness.json", lambda r: r["items"].append(r["items"][0])),
+                     {"openness.json"}),
+    "who asks": (lambda m: rewrite(m / "openness.json", lambda r: r["items"][0].update(asked_by="ISO")),
+                 {"openness.json"}),
+    "another column": (lambda m: rewrite(m / "openness.json", lambda r: r["meets"].update(ISO=r["meets"]["FSF"])),
+                       {"ISO", "22"}),
+    "a file not learned": (lambda m: rewrite(m / "openness.json", lambda r: r["not_learned"].append("tiny/x")),
+                           {"not_learned"}),
+    "the words of what is not checked": (lambda m: rewrite(m / "openness.json", lambda r: r["items"][15].update(
+        evidence="certified")), {"16", "22"}),
+    "a record as if made again": (lambda m: rewrite(m / "openness.json", lambda r: r["items"][7].update(
+        evidence=r["items"][7]["evidence"].removeprefix("recorded: "))), {"8", "22"}),
+    "bytes exact": (lambda m: rewrite(m / "extraction.json", lambda r: r.update(bytes_exact=1)), {"8", "17"}),
+    "bits per parameter": (lambda m: rewrite(m / "extraction.json", lambda r: r.update(bits_per_parameter=9.5)),
+                           {"8", "17"}),
+    "no code": (lambda m: rewrite(m / "build.json", lambda r: r["code"].update(files={})), {"13"}),
+    "the code of a turn": (lambda m: rewrite(m / "build.json", lambda r: r["built_by"].append(
+        r["built_by"][0] | {"code": "0" * 16})), {"13"}),
+    "another report": (lambda m: rewrite(m / "build.json", lambda r: r["code"].update(report={"x.md": "0" * 64})),
+                       {"20"}),
+    "code that a key names": (lambda m: add_key(m / "config.json", auto_map={"AutoModel": "x.Y"}), {"15"}),
+    "a template": (lambda m: add_key(m / "tokenizer_config.json", chat_template="{{ x }}"), {"15"}),
+    "a folder": (lambda m: (m / "custom_generate").mkdir(), {"15"}),
+    "a mode in the archive": (lambda m: pack(m, executable=["tiny/COPYING"]), {"7"}),
+    "an archive that never ends": (lambda m: pack(m, bytes(50_000_000)), {"7"}),
     "the framework's record": (lambda m: edit(m / "mof.yml", b"GPL-2.0", b"MIT"), {"mof.yml"}),
     "the data set": (lambda m: (m / "croissant.json").unlink(), {"croissant.json", "SHA256SUMS"}),
     "a file of no record": (lambda m: edit(m / "log.jsonl", b"step", b"stop"), {"SHA256SUMS"}),
@@ -232,10 +281,15 @@ def test_with_the_folder_alone(copy, capsys):
     sums = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
     (copy / "SHA256SUMS").write_text("".join(line for line in sums if "source.tar.xz" not in line))
     status, rows = checked(capsys)
-    assert rows["1"][0] == "not checked" and rows["7"][0] == "FAILS"
+    assert {rows[number][0] for number in ("1", "3", "9", "10", "11", "12", "18")} == {"not checked"}, rows
+    assert rows["7"][0] == "FAILS" and rows["8"][1].startswith("recorded: "), rows
     status, rows = checked(capsys, "--recite")
-    assert all(rows[number][0] == "yes" for number in ("1", "8", "9", "11", "18")), rows
+    assert all(rows[number][0] == "yes" for number in ("1", "8", "9", "10", "11", "12", "18")), rows
+    assert "recorded" not in rows["8"][1]
     assert openness.main(["--model=out/tiny"]) == 2 and "left without a card" in capsys.readouterr().err
+
+
+ADDRESS = "https://me:secret@example.org/tiny-1.0.tar.gz"
 
 
 @pytest.fixture(scope="module")
@@ -244,12 +298,13 @@ def part(work, tree, tmp_path_factory):
     folder = tmp_path_factory.mktemp("part")
     with tarfile.open(folder / "tiny-1.0.tar.gz", "w:gz") as tar:
         tar.add(tree, "tiny-1.0")
-    source = f"file://{folder}/tiny-1.0.tar.gz"
-    for words in (["prepare.py", "--source", source, "--vocab_size=600", "--exclude=*.bat"],
-                  ["train.py", work / "configs/tiny.py", "--max_steps=2", "--train_bytes=4000",
-                   "--hold_out_bytes=2500"]):
-        done = script(*words, cwd=folder)
-        assert done.returncode == 0, done.stderr.decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(prepare, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
+        prepare.main([f"--source={ADDRESS}", "--vocab_size=600", "--exclude=*.bat", "--quiet"])
+    done = script("train.py", work / "configs/tiny.py", "--max_steps=2", "--train_bytes=4000",
+                  "--hold_out_bytes=2500", cwd=folder)
+    assert done.returncode == 0, done.stderr.decode()
     return folder
 
 
@@ -266,6 +321,10 @@ def test_a_part_says_so_and_is_built_again(part, monkeypatch, capsys, contents):
     assert f"{len(record['not_learned'])} files, listed in openness.json" in card and "has not been measured" in card
     says_no(openness.main, ["--source_archive"], "a part of the tree")
 
+    assert "secret" not in "".join(path.read_text() for path in folder.glob("*.[jmRy][sdEm]*")), "in no record"
+    assert rows_of(record)[2].startswith("recorded: https://example.org/tiny-1.0.tar.gz, SHA-256 ")
+
+    monkeypatch.setattr(prepare, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
     status, rows = checked(capsys, "--online", "--rebuild")
     assert status == 0 and rows["2"][0] == rows["16"][0] == "yes", [row for row in rows.items() if "FAILS" in row[1]]
     assert not (folder / "rebuilt.json").exists(), "a check writes nothing"
@@ -273,6 +332,10 @@ def test_a_part_says_so_and_is_built_again(part, monkeypatch, capsys, contents):
         tar.add("out/tiny/README.md", "tiny/README")
     status, rows = checked(capsys, "--online")
     assert status == 1 and rows["2"][0] == "FAILS" and "serves SHA-256" in rows["2"][1]
+    monkeypatch.chdir(folder.parent)
+    capsys.readouterr()
+    assert openness.main(["--model=tiny", "--check"]) == 0
+    assert re.search(r"^not checked +2 a public origin", capsys.readouterr().out, re.M), "no text, no yes"
 
 
 def test_stopped_and_stand_in(stopped, work, tmp_path, monkeypatch):
@@ -371,9 +434,100 @@ def test_personal_data_is_counted():
 @pytest.mark.parametrize("name, free, fields", [
     ("GPL-2.0", True, "gpl-2.0"), ("GPL-2.0 WITH Linux-syscall-note", True, "other"), ("MIT", True, "mit"),
     ("(GPL-2.0 OR MIT)", True, "other"), ("CC-BY-NC-4.0", False, "other"), ("MIT AND Proprietary", False, "other"),
-    (None, False, "unknown")])
+    ("MIT-Nonsense", False, "other"), ("Apache-2.0 WITH Commons-Clause", False, "other"), (None, False, "unknown")])
 def test_licences_by_name(name, free, fields):
     assert licences.is_free(name) == free and licences.hub_fields(name)["license"] == fields
+
+
+def test_damaged_records_are_named(copy, capsys):
+    """Each value of each record in turn is of another kind: no traceback, neither in a check nor in writing."""
+    weights = read_json(copy / "build.json")["model_sha256"]
+    write_json(copy / "rebuilt.json", {"model_sha256": weights, "rebuilt_sha256": weights, "built_by": {
+        "processor": "x", "torch": "2"}})
+    shutil.move("data", "elsewhere")
+    (copy / "source.tar.xz").unlink()  # no text to read each time
+    for name in ("manifest.json", "build.json", "extraction.json", "rebuilt.json", "openness.json", "config.json"):
+        before = (copy / name).read_bytes()
+        record = json.loads(before)
+        for key in record.keys() - {"digest"}:
+            for value in ([], "x", None, -1):
+                if value == record[key]:
+                    continue
+                other = {k: v for k, v in record.items() if k != "digest"} | {key: value}
+                (copy / name).write_text(json.dumps(other)) if name == "config.json" else write_json(copy / name, other)
+                assert checked(capsys)[0] == 1, (name, key, value)
+        for data in (b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 990 + b"1" + b"}" * 990):
+            (copy / name).write_bytes(data)
+            rows = checked(capsys)[1].items()
+            named = {row for row, (answer, why) in rows if answer == "FAILS" and name in why}
+            assert named - {"SHA256SUMS"}, (name, data)
+        shutil.copytree(copy, "again", dirs_exist_ok=True)
+        with contextlib.suppress(UserError):
+            openness.main(["--model=again", "--data=elsewhere/tiny-1.0"])
+        (copy / name).write_bytes(before)
+
+
+def test_a_commit_that_nobody_has(copy, capsys):
+    rewrite(copy / "build.json", lambda r: r["code"].update(commit="0" * 40, changed_since=[]))
+    assert checked(capsys)[1]["13"][0] == "not checked"
+
+
+def test_built_again_elsewhere():
+    """Other weights are no proof against a model if the processor is another."""
+    turn = {"processor": "A", "torch": "2", "code": "0"}
+    found = evidence.Evidence(Path(), build={"built_by": [turn]}, weights="1")
+    for processor, answer in [("A", "no"), ("B", "not checked")]:
+        found.built_now = {"model_sha256": "1", "rebuilt_sha256": "2", "built_by": turn | {"processor": processor}}
+        assert items.built_again(found)[0] == answer
+
+
+@pytest.mark.parametrize("notices, answer", [
+    (["BSD", "GPL", "copyright alone"], "yes"), (["terms of its own"], "not checked"),
+    (["all rights reserved"], "not checked")])
+def test_files_with_terms_of_their_own(notices, answer):
+    found = evidence.Evidence(Path(), manifest={
+        "licence": "GPL-2.0", "whole_tree": {"licence_path": "t/COPYING"},
+        "files": [{"path": "t/a", "notice": [name]} for name in notices]})
+    assert items.free(found)[0] == answer and ("a person must read" in items.free(found)[1]) == (answer != "yes")
+
+
+def test_the_table_agrees_with_the_columns_and_the_documentation():
+    short = {"OSAID draft 0.0.8": {"draft 0.0.8"}, "OSAID 1.0": {"OSAID 1.0"}, "FSF": {"FSF"},
+             "Debian, Zhou": {"Debian"}, "Debian, Glaser": {"Debian", "Debian (Glaser)"}}
+    for name, numbers in items.COLUMNS.items():
+        assert set(numbers) == {number for number, (_, asked, *_) in items.ITEMS.items()
+                                if short[name] & set(asked.split("; "))}, name
+    rows = re.findall(r"^\| (\d+) \| ([^|]*) \| ([^|]*) \|", Path(ROOT / "docs/openness.md").read_text(), re.M)
+    assert [(int(number), text, asked) for number, text, asked in rows] == [
+        (number, text, asked) for number, (text, asked, *_) in items.ITEMS.items()]
+    answers = dict.fromkeys(items.ITEMS, "yes")
+    assert mof.classify(answers)[0] == 2 and "Model parameters (Final)" in mof.classify(answers | {12: "no"})[1]
+
+
+@pytest.mark.parametrize("url, public", [
+    ("https://cdn.kernel.org/pub/x.tar.gz", "https://cdn.kernel.org/pub/x.tar.gz"),
+    ("https://me:secret@example.org:8443/x", "https://example.org:8443/x"), ("file:///x.tar", None), ("/x.tar", None),
+    (None, None), ("http://localhost/x", None), ("http://127.0.0.1:80/x", None), ("http://10.1.2.3/x", None),
+    ("http://192.168.0.1/x", None), ("http://[::1]/x", None), ("http://2130706433/", None), ("http://box.lan/x", None)])
+def test_public_addresses(url, public):
+    assert public_address(url) == public
+
+
+GRANT = (ROOT / "LICENSE").read_bytes()
+
+
+@pytest.mark.parametrize("text, name", [
+    (GRANT, "MIT"), (GRANT.replace(b"\n", b"\r\n\t"), "MIT"), (GRANT.replace(b"sublicense,", b""), None),
+    (GRANT + b"\nThe Software is for non-commercial use.", "MIT, restricted"),
+    (b"Apache License\n Version 2.0, January 2004\n\"Commons Clause\" License Condition", "Apache-2.0, restricted"),
+    (b"GNU LESSER GENERAL PUBLIC LICENSE\n Version 2.1, February 1999\n the ordinary GNU GENERAL PUBLIC LICENSE\n "
+     b"Version 2", "LGPL-2.1"),
+    (b"GNU GENERAL PUBLIC LICENSE\n Version 2, June 1991\n is allowed only for noncommercial distribution and only if "
+     b"you received the program", "GPL-2.0"), (b"GNU AFFERO GENERAL PUBLIC LICENSE\n Version 3", "AGPL-3.0"),
+    (b"All rights reserved.", None)])
+def test_licences_by_text(text, name):
+    assert licences.recognize(text) == name
+    assert licences.is_free(name) == bool(name and "restricted" not in name)
 
 
 def test_nothing_stated(copy, capsys):
@@ -383,3 +537,4 @@ def test_nothing_stated(copy, capsys):
     says_no(openness.main, ["--model=out/tiny", "--check"], "states nothing of itself yet", "openness.py")
     says_no(openness.main, ["--model=/nowhere"], "no model in /nowhere")
     says_no(openness.main, ["--model=out/tiny", "--data=/nowhere"], "/nowhere")
+    says_no(openness.main, ["--model=out/tiny", "--recite"], "--check")

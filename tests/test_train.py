@@ -274,7 +274,7 @@ def test_a_patch_is_mended(learned, mended):
 
 
 def test_a_patch_that_is_stopped_goes_on_as_if_never_stopped(learned, mended, patched, tmp_path):
-    words = ["configs/tiny.py", "--init_from=out/tiny", "--data", patched, "--out", tmp_path / "m"]
+    words = ["configs/tiny.py", "--init_from=out/tiny", "--mend_steps=1", "--data", patched, "--out", tmp_path / "m"]
     process = subprocess.Popen([sys.executable, ROOT / "train.py", *words, "--checkpoint_every=1"], cwd=learned,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not (tmp_path / "m" / NAMES[0]).exists():
@@ -288,13 +288,22 @@ def test_a_patch_that_is_stopped_goes_on_as_if_never_stopped(learned, mended, pa
     assert sha256(tmp_path / "m") == sha256(mended)
 
 
+def test_weights_without_mending_have_the_usual_schedule(learned, patched, tmp_path):
+    """As the second stage of a recipe that does not mend."""
+    done = run(learned, "--init_from=out/tiny", "--data", patched, "--max_steps=3", "--out", tmp_path / "m")
+    assert done.returncode == 0, done.stderr.decode()
+    first, last = log_of(tmp_path / "m")[1:]
+    assert first["accuracy"] > 0.5 and last["step"] == 3 and last["lr_share"] == lr_share(2, 3, 20, 1)
+
+
 def test_a_tree_that_is_quite_another_has_the_usual_schedule(learned, other, tmp_path):
     prepared = script("prepare.py", "--source", other.parent / "s", "--tokenizer=out/tiny", "--out", tmp_path / "t",
                       cwd=learned)
     assert prepared.returncode == 0, prepared.stderr.decode()
-    done = run(learned, "--init_from=out/tiny", "--data", tmp_path / "t", "--max_steps=3", "--out", tmp_path / "m")
+    done = run(learned, "--init_from=out/tiny", "--data", tmp_path / "t", "--max_steps=3", "--mend_steps=1",
+               "--out", tmp_path / "m")
     assert done.returncode == 0, done.stderr.decode()
-    first, last = log_of(tmp_path / "m")[1:]
+    first, last, _ = log_of(tmp_path / "m")[1:]
     assert first["step"] == 0 and first["accuracy"] < 0.5
     assert last["step"] == 3 and last["lr_share"] == lr_share(2, 3, 20, 1)
 

@@ -285,7 +285,8 @@ def look(run, meter, stop, before):
     if accuracy >= run.settings.target_accuracy:
         state.done = "every token right" if not wrong.any() else f"{right}% of tokens right"
         return wrong
-    if state.step == 0 and accuracy > 0.5 and run.settings.mend_steps or schedule.patching and len(state.rounds) < PATCH_ROUNDS:
+    patch_begins = state.step == 0 and accuracy > 0.5 and run.settings.mend_steps
+    if patch_begins or schedule.patching and len(state.rounds) < PATCH_ROUNDS:
         state.rounds.append(state.step + round_steps(wrong, len(state.rounds), run.settings.batch_size))
         schedule.follow(state.rounds)
     if state.step == schedule.last:

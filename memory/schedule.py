@@ -1,8 +1,8 @@
 """The plan of a run: the main steps, epoch after epoch; then, if a token is still wrong, some steps that mend it.
 
 A patch, which begins from weights that have most tokens right already, has no main steps. It mends in rounds. In each
-the learning rate falls to zero; then a full pass ends the run or begins another round, with twice as many visits to what
-is still wrong.
+the learning rate falls to zero; then a full pass ends the run or begins another round, with twice as many visits to
+what is still wrong.
 """
 import math
 

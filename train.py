@@ -9,7 +9,8 @@
 Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
 first, then a line for each full pass), build.json (what another person needs to build the same weights), errors.jsonl
 (the tokens still wrong at the end, some 10,000 at most) and the run's two latest states, checkpoint*.safetensors.
-A run with --init_from looks first: if most tokens are right already, as after a patch of the tree, it only mends.
+A run with --init_from looks first: if most tokens are right already, as after a patch of the tree, and its config mends
+(mend_steps), it only mends.
 Ctrl-C, SIGTERM or SIGHUP saves and stops; a second one leaves at once.
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes

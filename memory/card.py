@@ -268,8 +268,8 @@ def compute(e):
                "threads": "threads", "processes": "processes", "torch": "torch"}
     turns = [[turn.get(key, "") for key in columns.values()] for turn in e.build["built_by"]]
     seconds = e.build.get("seconds")
-    hours = f"{seconds / 3600:.2f} hours of steps, in all turns, without compilation and full passes" if seconds is not None else (
-        "Hours: not recorded")
+    hours = "Hours: not recorded" if seconds is None else (
+        f"{seconds / 3600:.2f} hours of steps, in all turns, without compilation and full passes")
     return ["## Compute", "", *table(columns, turns), "", f"{hours}. Energy: not measured."]
 
 

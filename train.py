@@ -35,10 +35,10 @@ from memory.evaluate import count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
 from memory.output import UserError, run_script
-from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, log, progress_of
+from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, log, mend, progress_of
 from memory.run import resume, save, say
 from memory.sampler import Sampler, make_batch
-from memory.schedule import Schedule, round_steps
+from memory.schedule import Schedule
 from memory.settings import parse
 from memory.versions import describe_code
 from memory.windows import Windows
@@ -305,20 +305,6 @@ def look(run, meter, stop, before):
     elif state.step == schedule.last or state.step == 0 and accuracy > 0.5 and run.settings.mend_steps:
         mend(run, wrong)
     return wrong
-
-
-def mend(run, wrong):
-    """Begins a round of mending; if there were as many steps of it as may be, the run is done instead."""
-    state, settings = run.state, run.settings
-    begun = state.rounds or [state.step]
-    steps = min(round_steps(wrong, len(begun) - 1, settings.batch_size), begun[0] + settings.mend_steps - state.step)
-    if not steps:
-        state.done = "the budget is spent"
-        return
-    state.rounds = [*begun, state.step + steps]
-    run.schedule.follow(state.rounds)
-    run.sampler.restart(wrong)
-    say(f"{wrong.sum():,} tokens are wrong: {steps:,} steps to mend them")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from memory.evaluate import count_wrong, list_errors, report_errors
 from memory.files import lock, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
-from memory.schedule import Schedule
+from memory.schedule import Schedule, round_steps
 from memory.settings import command
 from memory.windows import Windows
 
@@ -167,6 +167,20 @@ def say(text):
     """Prints a line for people, from one process, and above the bar."""
     if processes.rank() == 0:
         tqdm.write(text)
+
+
+def mend(run, wrong):
+    """Begins a round of mending; if there were as many steps of it as may be, the run is done instead."""
+    state, settings = run.state, run.settings
+    begun = state.rounds or [state.step]
+    steps = min(round_steps(wrong, len(begun) - 1, settings.batch_size), begun[0] + settings.mend_steps - state.step)
+    if not steps:
+        state.done = "the budget is spent"
+        return
+    state.rounds = [*begun, state.step + steps]
+    run.schedule.follow(state.rounds)
+    run.sampler.restart(wrong)
+    say(f"{wrong.sum():,} tokens are wrong: {steps:,} steps to mend them")
 
 
 def progress_of(run):

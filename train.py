@@ -31,7 +31,7 @@ from memory.checkpoint import is_model_whole
 from memory.corpus import CORPUS, choose_files, compressed_sizes, find_data, fitting, load
 from memory.device import check_memory, compiled, find_device, find_dtype, keep_freed_memory, make_deterministic, mixed
 from memory.device import surroundings, synchronize, warn_if_emulated
-from memory.evaluate import count_wrong
+from memory.evaluate import SURE, count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
 from memory.output import UserError, run_script
@@ -83,7 +83,7 @@ class Settings:
     seed: int = 1337  # of the weights and of the order of the data
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the run
     checkpoint_every: int = 500  # steps between checkpoints
-    target_accuracy: float = 1.0  # stop once this share of all tokens is right
+    target_accuracy: float = 1.0  # stop once this share of all tokens is right, and not by a hair
     device: str = "auto"  # cuda, mps or cpu; auto: the first that is there
     dtype: str = "auto"  # float32 or bfloat16 for the matrix products of training; auto: bfloat16 if the device has it
     compile: bool = True  # use torch.compile if it works
@@ -111,6 +111,8 @@ def check(settings):
 
 # Model and loss
 
+HARD = math.log1p(math.exp(-SURE))  # nats: a token with less leads by more than SURE
+
 class Objective(torch.nn.Module):
     """A model and its loss: what is compiled, and what DistributedDataParallel wraps."""
 
@@ -126,7 +128,7 @@ class Objective(torch.nn.Module):
 
         The loss is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
         probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`. A hard token has
-        more than log(2) nats: at a weight of 1 a probability below a half.
+        more than HARD nats.
         """
         with mixed(inputs.device, self.dtype):
             hidden = self.model.model(inputs).flatten(0, 1)[places]
@@ -135,7 +137,7 @@ class Objective(torch.nn.Module):
         unsure = (1 - torch.exp(-nats.detach())).clamp(min=0)  # of a negative, which rounding could make, nan
         nats = nats * weights
         hard = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device).index_add(
-            0, places // inputs.size(1), (nats.detach() > math.log(2)).long())
+            0, places // inputs.size(1), (nats.detach() > HARD).long())
         return (nats * (1 + focal) * unsure ** focal).sum() / count, hard
 
 
@@ -287,23 +289,23 @@ def look(run, meter, stop, before):
         counted = count_wrong(run.model, run.windows, run.device, precision, stop.status)
         if counted is None:
             return before
-        wrong, nats = counted
+        wrong, unsure, nats = counted
         accuracy = 1 - wrong.sum() / run.windows.scored
         if accuracy < run.settings.target_accuracy:
             break
     exact = len(run.files) - len(np.unique(run.windows.file[wrong > 0]))
     state.looked, loss = state.step, meter.mean()
     log(run, epoch=schedule.epoch(state.step), loss=loss, accuracy=accuracy, wrong=int(wrong.sum()), files_exact=exact,
-        bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size), seconds=state.seconds,
+        unsure=int(unsure.sum()), bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size), seconds=state.seconds,
         lr_share=schedule.lr_share(state.step - 1), tokens_per_second=meter.rate())
     shown = "" if loss is None else f"  loss {loss:.4f}"
     right = math.floor(accuracy * 1e5) / 1e3  # rounded down: 100% is all of it
     say(f"step {state.step:>6,}  {state.seconds / 60:6.1f} min{shown}  right {right:7.3f}%  files "
         f"{exact}/{len(run.files)}")
-    if accuracy >= run.settings.target_accuracy:
+    if 1 - unsure.sum() / run.windows.scored >= run.settings.target_accuracy:
         state.done = "every token right" if not wrong.any() else f"{right}% of tokens right"
     elif state.step == schedule.last or state.step == 0 and accuracy > 0.5 and run.settings.mend_steps:
-        mend(run, wrong)
+        mend(run, wrong, unsure)
     return wrong
 
 

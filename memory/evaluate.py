@@ -19,6 +19,7 @@ from memory.windows import IGNORE
 LOGITS = 2**25  # logits that a full pass has in memory at once: few enough for a small machine
 LISTED = 10_000  # about how many errors a list holds at most
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
+SURE = 0.5  # the lead of the right token over the next, in logits, with which a run ends: no rounding turns it
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
 
 
@@ -45,9 +46,10 @@ def at_once(windows):
 
 
 def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: False):
-    """A full pass over the windows, shared out among the processes: (wrong tokens of each window, int64 array
-    (windows,); nats per scored token). None if stopped() says so on the way, to every process alike."""
-    wrong, nats = torch.zeros(len(windows), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+    """A full pass over the windows, shared out among the processes: (wrong tokens of each window; those that are wrong
+    or lead by less than SURE, both int64 arrays (windows,); nats per scored token). None if stopped() says so on the
+    way, to every process alike."""
+    found, nats = torch.zeros((2, len(windows)), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
     mine = np.argsort(-windows.length, kind="stable")[processes.rank()::processes.count()]
     share, size = -(-len(windows) // processes.count()), at_once(windows)
     for first in progress(range(0, share, size), desc="full pass", unit=" batches", disable=processes.rank() > 0):
@@ -56,11 +58,13 @@ def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: Fal
         batch = mine[first:first + size]
         if len(batch):  # a process may have one window less than another
             scored, logits, targets = teacher_forced(model, windows, batch, device, dtype)
-            missed = np.zeros(scored.shape, dtype=np.int64)
-            missed[scored] = (logits.argmax(-1) != targets).cpu().numpy()
-            wrong[batch] = torch.from_numpy(missed.sum(1))
             nats += F.cross_entropy(logits, targets, reduction="sum").item()
-    return processes.total(wrong).numpy(), processes.total(nats).item() / windows.scored
+            leads = logits.gather(-1, targets[:, None])[:, 0] - logits.scatter_(-1, targets[:, None], -torch.inf).amax(-1)
+            rows = torch.from_numpy(scored.nonzero()[0])
+            for counts, missed in zip(found, (leads <= 0, leads < SURE)):
+                counts[batch] = torch.bincount(rows[missed.cpu()], minlength=len(batch))
+    wrong, unsure = processes.total(found).numpy()
+    return wrong, unsure, processes.total(nats).item() / windows.scored
 
 
 def list_errors(model, windows, wrong, device):

@@ -137,7 +137,7 @@ def contents(windows):
 
 def share_right(model, windows, chosen, device):
     """The share of the tokens of the windows `chosen`, a bool array (windows,), that are right in a full pass."""
-    wrong, _ = count_wrong(model, windows, device)
+    wrong, *_ = count_wrong(model, windows, device)
     return 1 - int(wrong[chosen].sum()) / int((windows.length - windows.start)[chosen].sum())
 
 
@@ -174,7 +174,7 @@ def without_the_rest(base, files, windows, folder):
     source, as a dict. windows: of the whole patched tree."""
     _, looks, _ = learn(base, files, folder)
     model, _, _ = load_model(folder / "out", base.device)
-    wrong, _ = count_wrong(model, windows, base.device)
+    wrong, *_ = count_wrong(model, windows, base.device)
     others = np.array([windows.files[i]["path"] not in files for i in windows.file])
     return {"wrong": looks[-1]["wrong"], "steps": looks[-1]["step"], "others": len(windows.files) - len(files),
             "others_broken": len(np.unique(windows.file[others & (wrong > 0)])),

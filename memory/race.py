@@ -128,7 +128,7 @@ class Rival:
         view = types.SimpleNamespace(  # what count_wrong takes from a model
             model=lambda tokens: self.model.model(tokens, use_cache=False).last_hidden_state,
             lm_head=self.model.lm_head)
-        wrong, _ = count_wrong(view, windows, self.race.device)
+        wrong, *_ = count_wrong(view, windows, self.race.device)
         return wrong.sum(), len(windows.files) - len(np.unique(windows.file[wrong > 0]))
 
 

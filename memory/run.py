@@ -14,7 +14,7 @@ from tqdm import tqdm
 from memory import processes
 from memory.checkpoint import NAMES, append_log, load_state, pack, save_state, trim_log, unpack
 from memory.corpus import CORPUS
-from memory.evaluate import count_wrong, list_errors, report_errors
+from memory.evaluate import SURE, count_wrong, list_errors, report_errors
 from memory.files import lock, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
@@ -169,18 +169,20 @@ def say(text):
         tqdm.write(text)
 
 
-def mend(run, wrong):
-    """Begins a round of mending; if there were as many steps of it as may be, the run is done instead."""
+def mend(run, wrong, unsure):
+    """Begins a round of mending; if there were as many steps of it as may be, the run is done instead. wrong, unsure:
+    as count_wrong gives them."""
     state, settings = run.state, run.settings
     begun = state.rounds or [state.step]
-    steps = min(round_steps(wrong, len(begun) - 1, settings.batch_size), begun[0] + settings.mend_steps - state.step)
+    steps = min(round_steps(unsure, len(begun) - 1, settings.batch_size), begun[0] + settings.mend_steps - state.step)
     if not steps:
-        state.done = "the budget is spent"
+        state.done = "the budget is spent" if wrong.any() else "every token right"
         return
     state.rounds = [*begun, state.step + steps]
     run.schedule.follow(state.rounds)
-    run.sampler.restart(wrong)
-    say(f"{wrong.sum():,} tokens are wrong: {steps:,} steps to mend them")
+    run.sampler.restart(unsure)
+    say(f"{wrong.sum():,} tokens are wrong, {unsure.sum() - wrong.sum():,} lead by less than {SURE:g} logits: {steps:,} "
+        f"steps to mend them")
 
 
 def progress_of(run):
@@ -292,7 +294,7 @@ def finish(run, wrong, stop):
     written last: so what a kill here leaves undone is done by the next start."""
     out, state, status = run.out, run.state, stop.status()
     if state.done and wrong is None:  # a finished run, whose model is written again
-        wrong, _ = count_wrong(run.model, run.windows, run.device)
+        wrong, *_ = count_wrong(run.model, run.windows, run.device)
     if processes.rank() == 0:
         remove(out / "build.json")  # of an earlier stop
         remove(out / "SHA256SUMS")

@@ -7,7 +7,7 @@ steps.
 import math
 
 MEND_REVIEW = 16  # in mending: a learned window comes in one epoch of so many
-MEND_RATE = 0.3  # in mending: the learning rate at the start of a round, as a share of its peak
+MEND_RATE = 0.1  # in mending: the learning rate at the start of a round, as a share of its peak
 MEND_VISITS = 6  # epochs of the first round
 MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
 
@@ -21,8 +21,8 @@ def lr_share(step, main_steps, warmup, decay):
 
 
 def round_steps(wrong, number, batch_size):
-    """Steps of a round of mending, numbered from 0, in which each wrong window comes MEND_VISITS times, and twice as
-    often as in the round before. wrong: int64 (windows,), the wrong tokens in each."""
+    """Steps of a round of mending, numbered from 0, in which each window to mend comes MEND_VISITS times, and twice
+    as often as in the round before. wrong: int64 (windows,), the tokens to mend in each."""
     rows = (wrong > 0).sum() + (wrong == 0).sum() / MEND_REVIEW  # of an epoch
     return math.ceil(MEND_VISITS * 2 ** number * rows / batch_size)
 

@@ -14,5 +14,5 @@ epochs = 30
 learning_rate = 1e-2
 beta2 = 0.98
 focal = 2.0
-mend_steps = 150
+mend_steps = 400
 eval_every = 200

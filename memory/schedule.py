@@ -7,7 +7,8 @@ steps.
 import math
 
 MEND_REVIEW = 16  # in mending: a learned window comes in one epoch of so many
-MEND_RATE = 0.1  # in mending: the learning rate at the start of a round, as a share of its peak
+MEND_RATE = 0.03  # in mending: the learning rate at the start of a round, as a share of its peak
+PATCH_RATE = 0.1  # the same in a patch, which has new text to learn
 MEND_VISITS = 6  # epochs of the first round
 MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
 
@@ -50,7 +51,8 @@ class Schedule:
     def lr_share(self, step):
         """The learning rate, as a share of its peak."""
         if self.mending(step):
-            return MEND_RATE * max(0, self.last - step) / max(1, self.last - self.first)
+            rate = MEND_RATE if self.main_steps else PATCH_RATE
+            return rate * max(0, self.last - step) / max(1, self.last - self.first)
         return lr_share(step, self.main_steps, self.settings.warmup_steps, self.settings.decay)
 
     def focal(self, step):

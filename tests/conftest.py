@@ -133,7 +133,7 @@ def patched(learned, tree, tmp_path_factory):
 @pytest.fixture(scope="session")
 def mended(learned, patched):
     """The folder of a model: the patched tree, learned from the weights of out/tiny."""
-    done = script("train.py", "configs/tiny.py", "--init_from=out/tiny", "--mend_steps=1", "--data", patched,
+    done = script("train.py", "configs/tiny.py", "--init_from=out/tiny", "--mend_steps=1000", "--data", patched,
                   "--out", patched.parent / "out", cwd=learned)
     assert done.returncode == 0, done.stderr.decode()
     assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()

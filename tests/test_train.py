@@ -310,7 +310,7 @@ def test_a_tree_that_is_quite_another_has_the_usual_schedule(learned, other, tmp
     prepared = script("prepare.py", "--source", other.parent / "s", "--tokenizer=out/tiny", "--out", tmp_path / "t",
                       cwd=learned)
     assert prepared.returncode == 0, prepared.stderr.decode()
-    done = run(learned, "--init_from=out/tiny", "--data", tmp_path / "t", "--max_steps=3", "--mend_steps=1",
+    done = run(learned, "--init_from=out/tiny", "--data", tmp_path / "t", "--max_steps=3", "--mend_steps=1000",
                "--out", tmp_path / "m")
     assert done.returncode == 0, done.stderr.decode()
     first, last, _ = log_of(tmp_path / "m")[1:]

@@ -8,7 +8,7 @@ import math
 
 MEND_REVIEW = 16  # in mending: a learned window comes in one epoch of so many
 MEND_RATE = 0.03  # in mending: the learning rate at the start of a round, as a share of its peak
-PATCH_RATE = 0.1  # the same in a patch, which has new text to learn
+PATCH_RATE = 0.2  # the same in a patch, which has new text to learn
 MEND_VISITS = 6  # epochs of the first round
 MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
 

@@ -52,7 +52,7 @@ def test_ten_kills(work, whole):
     assert survived == 10, "the run was long enough"
     assert found == whole
     killed, once = ([line["step"] for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())
-                     if "accuracy" in line] for folder in (work / "out/killed", work / "out/whole"))
+                     if "accuracy" in line] for folder in (work / "out/killed", work / "out/undisturbed"))
     assert killed == once and once[0] == 80 < once[-1], "each evaluation is logged once"
 
 

@@ -284,7 +284,7 @@ def test_a_patch_is_mended(learned, mended):
 
 
 def test_a_patch_that_is_stopped_goes_on_as_if_never_stopped(learned, mended, patched, tmp_path):
-    words = ["configs/tiny.py", "--init_from=out/tiny", "--mend_steps=1", "--data", patched, "--out", tmp_path / "m"]
+    words = ["configs/tiny.py", "--init_from=out/tiny", "--mend_steps=1000", "--data", patched, "--out", tmp_path / "m"]
     process = subprocess.Popen([sys.executable, ROOT / "train.py", *words, "--checkpoint_every=1"], cwd=learned,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not (tmp_path / "m" / NAMES[0]).exists():
@@ -310,7 +310,7 @@ def test_a_tree_that_is_quite_another_has_the_usual_schedule(learned, other, tmp
     prepared = script("prepare.py", "--source", other.parent / "s", "--tokenizer=out/tiny", "--out", tmp_path / "t",
                       cwd=learned)
     assert prepared.returncode == 0, prepared.stderr.decode()
-    done = run(learned, "--init_from=out/tiny", "--data", tmp_path / "t", "--max_steps=3", "--mend_steps=1000",
+    done = run(learned, "--init_from=out/tiny", "--data", tmp_path / "t", "--max_steps=3", "--mend_steps=1",
                "--out", tmp_path / "m")
     assert done.returncode == 0, done.stderr.decode()
     first, last, _ = log_of(tmp_path / "m")[1:]

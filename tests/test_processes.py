@@ -47,8 +47,8 @@ def test_two_processes_make_the_same_run(work, whole, tmp_path):
 
 
 def test_two_processes_mend_a_patch(learned, mended, patched, tmp_path):
-    done = torchrun(learned, 2, "--init_from=out/tiny", "--data", patched, "--max_steps=0", "--mend_steps=1000", "--unaddressed=0",
-                    "--out", tmp_path / "two")
+    done = torchrun(learned, 2, "--init_from=out/tiny", "--data", patched, "--max_steps=0", "--mend_steps=1000",
+                    "--unaddressed=0", "--out", tmp_path / "two")
     assert done.returncode == 0 and b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
     one, two = log_of(mended), log_of(tmp_path / "two")
     assert two[0]["wrong"] == one[0]["wrong"] and list(two)[1] == list(one)[1], "the same first round"

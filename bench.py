@@ -14,7 +14,8 @@ A race is between train.py with a config and what a user could write with transf
 size under AdamW, on the same files, windows and batches, compiled if that is faster. The rival chooses its best: of
 several learning rates and lengths, each run with a decay planned for its length, the soonest alone counts, and the
 search for it does not. It learns nothing but the tokens that are counted, and train.py learns the paths as well.
-Both are looked at once a pass, but train.py not while it mends, and every token right means in float32. The minutes are
+Both are looked at once a pass, but train.py once a round while it mends, and the race ends with the first look, in
+float32, that finds every token right, though train.py goes on until every one has some lead. The minutes are
 those of the steps: looks and compilation are left out for both. Minutes with them are given too.
 
 A patch changes the tree that a model learned, in several ways that the model's seed draws: a line, 1% and 10% of the

@@ -62,13 +62,13 @@ class Settings:
     model: str = ""  # whose generation is timed, or whose tree is patched; the newest under out/ if left out
     repeats: int = 5  # turns of everything, after one that warms up
     new_tokens: int = 100  # tokens to generate for each stream
-    device: str = "auto"  # cuda, mps or cpu
+    device: str = "auto"  # cuda, mps or cpu; auto: the first that is there
     race: bool = False  # instead, a race with transformers on the files of the config
     race_rates: tuple = ("1e-3", "3e-3", "1e-2")  # peak learning rates of transformers in it; the best one counts
     race_minutes: float = 30.0  # the longest run of transformers in it, in minutes of steps
     patch: bool = False  # instead, what it takes a model to learn patches of its tree
     picture: str = ""  # draw the race into this file, an SVG
-    data: str = ""  # for a race, the prepared tree; the newest under data/ if left out
+    data: str = ""  # the prepared tree; if left out, for a race the newest under data/, for a patch the one that was learned
     json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
 
 
@@ -200,7 +200,7 @@ def writing_rates(folder, n, repeats, device):
     context = model.config.max_position_embeddings
     paths = [file["path"] for file in manifest["files"] if file["tokens"] > context]
     if not paths or max(len(opening(tokenizer, path)) for path in paths) + n > context:
-        raise UserError(f"new_tokens {n} does not fit behind the paths of the model's files of more than one context "
+        raise UserError(f"new_tokens {n} does not fit after the paths of the model's files of more than one context "
                         f"of {context} tokens; there are {len(paths)}")
     starts = [opening(tokenizer, paths[i % len(paths)]) for i in range(STREAMS)]
 

@@ -35,7 +35,7 @@ class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder that prepare.py wrote; one under data/ that fits the model if left out
     out: str = ""  # file for the page; recite.html in the model's folder if left out
-    device: str = "auto"  # where they are verified: cuda, mps, cpu; auto: the first that is there
+    device: str = "auto"  # where the rounded weights are checked: cuda, mps, cpu; auto: the first that is there
 
 
 def pack(tensor, kind):

@@ -8,7 +8,8 @@
 
 Leaves out/<config name>/: a model directory that sample.py and transformers load, log.jsonl (settings and environment
 first, then a line for each full pass), build.json (what another person needs to build the same weights), errors.jsonl
-(the tokens still wrong at the end, some 10,000 at most) and the run's two latest states, checkpoint*.safetensors.
+(the tokens still wrong at the end, some 10,000 at most) and the run's two latest states, checkpoint*.safetensors;
+and the card, the licence and what else openness.py writes.
 A run with --init_from looks first: if most tokens are right already, as after a patch of the tree, and its config mends
 (mend_steps), it only mends.
 Ctrl-C, SIGTERM or SIGHUP saves and stops; a second one leaves at once.
@@ -73,17 +74,17 @@ class Settings:
     focal: float = 0.0  # peak exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
     negatives: int = 0  # about how many pieces are drawn for a step's softmax; the batch's own always come; 0: all
     batch_size: int = 8  # windows a step
-    micro_batch: int = 0  # windows computed at once: fewer need less memory and change nothing else; 0: the whole batch
+    micro_batch: int = 0  # windows computed at once: fewer need less memory, and only rounding differs; 0: the whole batch
     epochs: float = 40  # how often to learn every window
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
     warmup_steps: int = 20  # steps to the peak learning rate
-    decay: float = 0.7  # last share of those steps, over which the learning rate falls to zero
-    mend_steps: int = 0  # most steps after all epochs, if tokens are still wrong: in rounds, mostly on wrong windows
+    decay: float = 0.7  # last share of the main steps, over which the learning rate falls to zero
+    mend_steps: int = 0  # most steps of mending, in rounds after the epochs or in a patch, mostly on wrong windows; 0: none
     # run
-    seed: int = 1337  # of the weights and of the order of the data
-    eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the run
+    seed: int = 1337  # of all that is drawn: weights, files, order, classes
+    eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the main steps
     checkpoint_every: int = 500  # steps between checkpoints
-    target_accuracy: float = 1.0  # stop once this share of all tokens is right, and not by a hair
+    target_accuracy: float = 1.0  # stop once this share of all tokens is right, by half a logit at least
     device: str = "auto"  # cuda, mps or cpu; auto: the first that is there
     dtype: str = "auto"  # float32 or bfloat16 for the matrix products of training; auto: bfloat16 if the device has it
     compile: bool = True  # use torch.compile if it works

@@ -186,8 +186,8 @@ def use(e):
 
 def limits(e):
     return ["## Not for", "", flow("""
-        Anything but giving back these files: how it does on other text was not measured, and it was trained on nothing
-        else. What it recites is as old as the tree, faults included.""")]
+        Anything but giving back these files: how it does on other text was not measured. What it recites is as old as
+        the tree, faults included.""")]
 
 
 def evaluation(e):
@@ -213,8 +213,8 @@ def evaluation(e):
     rows.append((f"bits of text ({found['compressed_by']}) per parameter", f"{found['bits_per_parameter']:.3f}", ""))
     counted = """Next tokens are those of the files' text and a mark at the end of each window; the paths that open the
         windows are given, and not counted."""
-    unseen = f"""Held out: {control['files']:,} files of the same tree, left out of training (but the pieces
-        were learned from them too). What the model gets
+    unseen = f"""Held out: {control['files']:,} files of the same tree, left out of training (but not of the
+        tree that the pieces were learned from, if that is this one). What the model gets
         right there is what such text lets anyone guess.""" if control else "No file was held out as a control."
     return title + [*table(["", "learned", "held out"], rows), "", flow(f"""
         Measured by extract.py on the weights of SHA-256 {found['model_sha256']}. {counted} {unseen}"""), "", flow("""

@@ -149,7 +149,7 @@ def free(e):
     own = [entry["path"] for entry in e.manifest["files"] if set(entry["notice"]) & set(UNJUDGED)]
     by = f"{name}, by {e.manifest['whole_tree']['licence_path'] or 'SPDX lines'}"
     if own:
-        return UNKNOWN, f"{by}; {len(own):,} of the files learned have words that a person must read: {words}"
+        return UNKNOWN, f"{by}; of the files learned, a person must read the words of {len(own):,}: {words}"
     return YES, f"{by}; of the files learned: {words}"
 
 

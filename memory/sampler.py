@@ -47,7 +47,7 @@ class Sampler:
         self.seen.clear()
 
     def restart(self, wrong):
-        """Begins a new epoch, from now on only of the windows. wrong: int64 (windows,), the wrong tokens in each."""
+        """Begins a new epoch, from now on only of the windows. wrong: int64 (windows,), the tokens to mend in each."""
         self.hard, self.left = wrong.copy(), self.left[:0]
 
     def state(self):

@@ -1,4 +1,5 @@
-"""The plan of a run: the main steps, epoch after epoch; then, if a token is still wrong, rounds of steps that mend it.
+"""The plan of a run: the main steps, epoch after epoch; then rounds of steps that mend what is still
+wrong or unsure.
 
 In each round the learning rate falls to zero; then a full pass ends the run or begins another round, with twice as many
 visits to what is still wrong. A patch, a run that begins from weights which have most tokens right already, has no main

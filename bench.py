@@ -68,7 +68,7 @@ class Settings:
     race_minutes: float = 30.0  # the longest run of transformers in it, in minutes of steps
     patch: bool = False  # instead, what it takes a model to learn patches of its tree
     picture: str = ""  # draw the race into this file, an SVG
-    data: str = ""  # the prepared tree; if left out, for a race the newest under data/, for a patch the one that was learned
+    data: str = ""  # the prepared tree; if left out the newest, and for a patch the one that was learned
     json: str = ""  # write the figures into this file too; -: to standard output, and the table to standard error
 
 
@@ -298,7 +298,7 @@ def race_figures(settings, device, dtype, told):
 def patch_figures(settings, device, dtype, file):
     """What patches of a model's tree take, printed one by one, as JSON holds it. Raises UserError."""
     folder = Path(settings.model or newest("model"))
-    data = settings.data or find_tree(read_manifest(folder, "train or copy it again"))
+    data = find_tree(read_manifest(folder, "train or copy it again"), settings.data)
     if not data:
         raise UserError(f"no tree under data/ is the one that {folder} learned: prepare it again, or name --data")
     base, rows = Base.load(folder, read_record(folder), data, device), []

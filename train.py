@@ -74,12 +74,12 @@ class Settings:
     focal: float = 0.0  # peak exponent of the focal loss, which gives tokens that are already sure less weight; 0: none
     negatives: int = 0  # about how many pieces are drawn for a step's softmax; the batch's own always come; 0: all
     batch_size: int = 8  # windows a step
-    micro_batch: int = 0  # windows computed at once: fewer need less memory, and only rounding differs; 0: the whole batch
-    epochs: float = 40  # how often to learn every window
+    micro_batch: int = 0  # windows computed at once: fewer need less memory, only rounding differs; 0: the whole batch
+    epochs: float = 40.0  # how often to learn every window
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
     warmup_steps: int = 20  # steps to the peak learning rate
     decay: float = 0.7  # last share of the main steps, over which the learning rate falls to zero
-    mend_steps: int = 0  # most steps of mending, in rounds after the epochs or in a patch, mostly on wrong windows; 0: none
+    mend_steps: int = 0  # most steps of mending, after the epochs or in a patch, mostly on wrong windows; 0: none
     # run
     seed: int = 1337  # of all that is drawn: weights, files, order, classes
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the main steps
@@ -112,7 +112,7 @@ def check(settings):
 
 # Model and loss
 
-HARD = math.log1p(math.exp(-SURE))  # nats: a token with less leads by more than SURE
+HARD = math.log1p(math.exp(-SURE))  # nats: a token with less leads by more than SURE among the pieces compared
 
 class Objective(torch.nn.Module):
     """A model and its loss: what is compiled, and what DistributedDataParallel wraps."""
@@ -129,7 +129,7 @@ class Objective(torch.nn.Module):
 
         The loss is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
         probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`. A hard token has
-        more than HARD nats.
+        more than HARD nats after its weight.
         """
         with mixed(inputs.device, self.dtype):
             hidden = self.model.model(inputs).flatten(0, 1)[places]
@@ -147,8 +147,8 @@ def backward(forward, parts):
     parts: as make_batch gives them. Returns (loss, hard tokens of each row) of the whole batch."""
     losses, hard = [], []
     for i, part in enumerate(parts, 1):
-        several = processes.count() > 1 and i < len(parts)  # the processes share their gradients once, in the last part
-        with forward.no_sync() if several else contextlib.nullcontext():
+        more = processes.count() > 1 and i < len(parts)  # the processes share their gradients once, in the last part
+        with forward.no_sync() if more else contextlib.nullcontext():
             loss, found = forward(*part)
             loss.backward()
         losses.append(loss.detach())
@@ -296,8 +296,8 @@ def look(run, meter, stop, before):
             break
     exact = len(run.files) - len(np.unique(run.windows.file[wrong > 0]))
     state.looked, loss = state.step, meter.mean()
-    log(run, epoch=schedule.epoch(state.step), loss=loss, accuracy=accuracy, wrong=int(wrong.sum()), files_exact=exact,
-        unsure=int(unsure.sum()), bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size), seconds=state.seconds,
+    log(run, epoch=schedule.epoch(state.step), loss=loss, accuracy=accuracy, wrong=int(wrong.sum()),
+        unsure=int(unsure.sum()), files_exact=exact, bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size), seconds=state.seconds,
         lr_share=schedule.lr_share(state.step - 1), tokens_per_second=meter.rate())
     shown = "" if loss is None else f"  loss {loss:.4f}"
     right = math.floor(accuracy * 1e5) / 1e3  # rounded down: 100% is all of it

@@ -116,7 +116,7 @@ def rebuild(folder, data="", out=None, init_from=""):
     try:
         training = Training(**record["settings"])
         for field in dataclasses.fields(training):
-            if type(getattr(training, field.name)) is not field.type:
+            if type(getattr(training, field.name)) not in {field.type, int if field.type is float else field.type}:
                 raise TypeError(f"{field.name} is {getattr(training, field.name)!r}")
     except TypeError as error:
         raise UserError(f"{folder} was built by another version of train.py ({error})") from None
@@ -131,6 +131,8 @@ def rebuild(folder, data="", out=None, init_from=""):
                         f"SHA-256 {corpus['train_bin_sha256'][:16]}…); run prepare.py as it was run then")
     if not data:
         print(f"tree: {training.data}, which the model learned", file=sys.stderr)
+    if init_from and not record.get("init_sha256"):
+        raise UserError(f"{folder} began from no other weights: leave --init_from out")
     if record.get("init_sha256"):
         training.init_from = find_weights(record["init_sha256"], init_from)
     training.fresh = not is_unfinished(out, record)

@@ -19,7 +19,7 @@ from memory.windows import IGNORE
 LOGITS = 2**25  # logits that a full pass has in memory at once: few enough for a small machine
 LISTED = 10_000  # about how many errors a list holds at most
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
-SURE = 0.5  # the lead of the right token over the next, in logits, with which a run ends: no rounding turns it
+SURE = 0.5  # the lead of the right token over the next, in logits, with which a run ends: int8 weights seldom turn it
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
 
 
@@ -59,9 +59,10 @@ def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: Fal
         if len(batch):  # a process may have one window less than another
             scored, logits, targets = teacher_forced(model, windows, batch, device, dtype)
             nats += F.cross_entropy(logits, targets, reduction="sum").item()
-            leads = logits.gather(-1, targets[:, None])[:, 0] - logits.scatter_(-1, targets[:, None], -torch.inf).amax(-1)
+            right = logits.gather(-1, targets[:, None])[:, 0]
+            leads = right - logits.scatter_(-1, targets[:, None], -torch.inf).amax(-1)
             rows = torch.from_numpy(scored.nonzero()[0])
-            for counts, missed in zip(found, (leads <= 0, leads < SURE)):
+            for counts, missed in zip(found, (~(leads > 0), ~(leads >= SURE))):
                 counts[batch] = torch.bincount(rows[missed.cpu()], minlength=len(batch))
     wrong, unsure = processes.total(found).numpy()
     return wrong, unsure, processes.total(nats).item() / windows.scored

@@ -173,16 +173,16 @@ def mend(run, wrong, unsure):
     """Begins a round of mending; if there were as many steps of it as may be, the run is done instead. wrong, unsure:
     as count_wrong gives them."""
     state, settings = run.state, run.settings
-    begun = state.rounds or [state.step]
-    steps = min(round_steps(unsure, len(begun) - 1, settings.batch_size), begun[0] + settings.mend_steps - state.step)
+    rounds, small = state.rounds or [state.step], unsure.sum() - wrong.sum()
+    steps = min(round_steps(unsure, len(rounds) - 1, settings.batch_size), rounds[0] + settings.mend_steps - state.step)
     if not steps:
-        state.done = "the budget is spent" if wrong.any() else "every token right"
+        state.done = "the budget is spent" if wrong.any() else (
+            f"every token right, {small:,} of them by less than {SURE:g} logits")
         return
-    state.rounds = [*begun, state.step + steps]
+    state.rounds = [*rounds, state.step + steps]
     run.schedule.follow(state.rounds)
     run.sampler.restart(unsure)
-    say(f"{wrong.sum():,} tokens are wrong, {unsure.sum() - wrong.sum():,} lead by less than {SURE:g} logits: {steps:,} "
-        f"steps to mend them")
+    say(f"{wrong.sum():,} tokens are wrong, {small:,} lead by less than {SURE:g} logits: {steps:,} steps to mend them")
 
 
 def progress_of(run):
@@ -239,6 +239,9 @@ def resume(run):
         try:
             unpack(tensors, run.model, run.optimizers, run.sampler)
             run.state = State(**meta | {"settings": state.settings, "corpus": state.corpus})
+            first = run.schedule.main_steps
+            if not run.state.rounds and first <= run.state.looked and not run.state.done:  # saved before there were any
+                run.state.rounds = [first, first + run.settings.mend_steps]
             if run.state.rounds:
                 run.schedule.follow(run.state.rounds)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -251,7 +254,8 @@ def resume(run):
 def begin_turn(run, here):
     """Notes what this turn computes with, and says what it learns."""
     state, settings, windows = run.state, run.settings, run.windows
-    state.built_by = [turn for turn in state.built_by if turn["from_step"] < state.step]
+    if not state.done:
+        state.built_by = [turn for turn in state.built_by if turn["from_step"] < state.step]
     if not state.done and (not state.built_by or state.built_by[-1] | here != state.built_by[-1]):
         state.built_by.append({"from_step": state.step} | here)
     if processes.rank() == 0:
@@ -265,7 +269,8 @@ def begin_turn(run, here):
               f"tokens to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
               f"{run.schedule.last:,} steps of {settings.batch_size} windows, {run.device.type} "
               f"{here['dtype']}{several}{going_on}")
-        trim_log(run.out / "log.jsonl", state.step, state.looked)
+        if state.step or not state.done:  # a run from weights may be done before its first step
+            trim_log(run.out / "log.jsonl", state.step, state.looked)
     log(run, parameters=run.model.config.num_parameters, environment=here, **run.record)
 
 

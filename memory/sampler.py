@@ -46,9 +46,11 @@ class Sampler:
                 self.hard[indices] = hard
         self.seen.clear()
 
-    def restart(self, wrong):
-        """Begins a new epoch, from now on only of the windows. wrong: int64 (windows,), the tokens to mend in each."""
-        self.hard, self.left = wrong.copy(), self.left[:0]
+    def restart(self, hard):
+        """Begins a new epoch, from now on only of the windows, and forgets what was noted. hard: int64 (windows,), the
+        tokens to mend in each."""
+        self.hard, self.left = hard.copy(), self.left[:0]
+        self.seen.clear()
 
     def state(self):
         """What a checkpoint holds of it: name -> tensor."""

@@ -1,5 +1,4 @@
-"""The plan of a run: the main steps, epoch after epoch; then rounds of steps that mend what is still
-wrong or unsure.
+"""The plan of a run: the main steps, epoch after epoch; then rounds of steps that mend what is still wrong or unsure.
 
 In each round the learning rate falls to zero; then a full pass ends the run or begins another round, with twice as many
 visits to what is still wrong. A patch, a run that begins from weights which have most tokens right already, has no main
@@ -22,10 +21,10 @@ def lr_share(step, main_steps, warmup, decay):
     return min(1.0, rise, fall)
 
 
-def round_steps(wrong, number, batch_size):
-    """Steps of a round of mending, numbered from 0, in which each window to mend comes MEND_VISITS times, and twice
-    as often as in the round before. wrong: int64 (windows,), the tokens to mend in each."""
-    rows = (wrong > 0).sum() + (wrong == 0).sum() / MEND_REVIEW  # of an epoch
+def round_steps(hard, number, batch_size):
+    """Steps of a round of mending, numbered from 0, in which each window to mend comes MEND_VISITS times if it
+    stays hard, and twice as often as in the round before. hard: int64 (windows,), the tokens to mend in each."""
+    rows = (hard > 0).sum() + (hard == 0).sum() / MEND_REVIEW  # of an epoch
     return math.ceil(MEND_VISITS * 2 ** number * rows / batch_size)
 
 

@@ -384,6 +384,11 @@ def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen()
     sampler.note(np.array([5]), torch.tensor([0]))
     sampler.update()
     assert sampler.hard.sum() == 0 and wrong[5] == 2, "what was given stays as it was"
+    sampler.note(np.array([5]), torch.tensor([0]))
+    sampler.restart(wrong)
+    sampler.update()
+    assert sampler.hard[5] == 2, "a note of the round before says nothing of this one"
+    sampler.restart(np.zeros(32, dtype=np.int64))
     sampler.note(np.array([6]), torch.tensor([1]))
     sampler.update()
     assert np.flatnonzero(sampler.hard).tolist() == [6], "what was forgotten comes again"

@@ -297,7 +297,8 @@ def look(run, meter, stop, before):
     exact = len(run.files) - len(np.unique(run.windows.file[wrong > 0]))
     state.looked, loss = state.step, meter.mean()
     log(run, epoch=schedule.epoch(state.step), loss=loss, accuracy=accuracy, wrong=int(wrong.sum()),
-        unsure=int(unsure.sum()), files_exact=exact, bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size), seconds=state.seconds,
+        unsure=int(unsure.sum()), files_exact=exact, seconds=state.seconds,
+        bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size),
         lr_share=schedule.lr_share(state.step - 1), tokens_per_second=meter.rate())
     shown = "" if loss is None else f"  loss {loss:.4f}"
     right = math.floor(accuracy * 1e5) / 1e3  # rounded down: 100% is all of it

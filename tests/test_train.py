@@ -49,7 +49,7 @@ def test_learns_every_token(learned, contents):
     assert first["environment"]["dtype"] == "float32"
     assert first["parameters"] == Llama.from_pretrained(learned / "out/tiny").config.num_parameters
     assert [line["step"] for line in rest] == sorted({line["step"] for line in rest})
-    assert rest[0]["accuracy"] < rest[-1]["accuracy"] == 1 and rest[-1]["wrong"] == 0
+    assert rest[0]["accuracy"] < rest[-1]["accuracy"] == 1 and rest[-1]["wrong"] == rest[-1]["unsure"] == 0
     assert rest[-1]["files_exact"] == len(contents)
     assert rest[-1]["bits_per_byte"] < 0.1 < rest[0]["bits_per_byte"]
 
@@ -178,6 +178,9 @@ def test_mending_comes_after_the_main_steps(work):
     steps = [line["step"] for line in lines]
     assert steps[:2] == [25, 40] and 40 < steps[2] and steps[-1] <= 240
     assert lines[2]["bits_per_byte"] < lines[1]["bits_per_byte"] and 0 < lines[2]["lr_share"] < 0.01
+    assert len(steps) > 3, "two rounds at least"
+    saving = run(work, "--max_steps=40", "--mend_steps=200", "--checkpoint_every=7", "--out=out/saving")
+    assert saving.returncode == 0 and sha256(work / "out/saving") == sha256(work / "out/mended"), "saving changes nothing"
     plain = run(work, "--max_steps=40", "--eval_every=25", "--out=out/plain")
     assert plain.returncode == 0
     same = ("step", "wrong", "bits_per_byte", "lr_share")

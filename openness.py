@@ -8,8 +8,8 @@
     python openness.py --source_archive      # adds source.tar.xz, the tree itself
 
 If the tree is at hand, train.py, extract.py and verify.py write the same when they end. What an item means, and who
-asks for it, is in docs/openness.md. Exit status of --check: 0: every "yes" that could be checked here holds; 1: one does
-not, and is named; 2: bad use.
+asks for it, is in docs/openness.md. Exit status of --check: 0: every "yes" that could be checked here holds; 1: one
+does not, and is named; 2: bad use.
 """
 import dataclasses
 import re

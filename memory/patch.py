@@ -92,7 +92,7 @@ class Base:
         """The Base in `folder`, of which `record` is the build.json; data: the prepared tree that it learned. Raises
         UserError."""
         if not record["step"] or not record.get("seconds") or not record["settings"].get("mend_steps"):
-            raise UserError(f"{folder} is no base for patches: it takes a run of some steps whose config has mend_steps")
+            raise UserError(f"{folder} is no base for patches: it needs a run of some steps with mend_steps")
         model, _, manifest = load_model(folder, device)
         _, tokenizer, tokens = load(data)
         windows, control = (Windows(tokens, files, tokenizer, model.config.max_position_embeddings) if files else None

@@ -340,10 +340,12 @@ def test_patches(contents):
 
 def test_what_a_patch_takes(learned, contents):
     """On a line that was changed: learned with and without the other files."""
-    base = Base.load(learned / "out/tiny", read_record(learned / "out/tiny"), learned / "data/tiny-1.0",
-                     torch.device("cpu"))
+    record = read_record(learned / "out/tiny")
+    with pytest.raises(UserError, match="mend_steps"):
+        Base.load(learned / "out/tiny", record, learned / "data/tiny-1.0", torch.device("cpu"))
+    record["settings"]["mend_steps"] = 1000
+    base = Base.load(learned / "out/tiny", record, learned / "data/tiny-1.0", torch.device("cpu"))
     assert base.files == contents and base.control is None
-    base.settings["mend_steps"] = 1000
     found = measure(base, "a line", change(base.files, 0, np.random.default_rng(0)))
     assert found["files_changed"] == 1 and 0 < found["windows_new"] <= found["windows_of_changed_files"]
     assert found["wrong_at_first"] > 0 == found["wrong"] and found["files_exact"] == found["files"] == len(contents)

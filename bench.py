@@ -39,9 +39,7 @@ from memory.files import STDOUT, newest, write_file, write_result
 from memory.generate import generate, recite
 from memory.optim import make_optimizers, update
 from memory.output import UserError, progress, run_script
-from memory.patch import HEAD as PATCH_HEAD
-from memory.patch import Base, measure, patches
-from memory.patch import show as show_patch
+from memory.patch import PATCH_HEAD, Base, measure, patches, show_patch
 from memory.race import Race, Rival, our_run, race_picture, show_race, show_run, soonest, their_runs
 from memory.sampler import make_batch
 from memory.settings import parse

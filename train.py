@@ -247,7 +247,7 @@ def loop(run, objective, stop):
     with progress_of(run) as bar:
         while True:
             # once in a while: a full pass over all windows, which counts what is wrong and may end the run
-            if (schedule.look_due(state.step) or state.looked < 0) and state.looked != state.step and not stop.status():
+            if schedule.look_due(state.step) and state.looked != state.step and not stop.status():
                 wrong = look(run, meter, stop, wrong)
                 bar.total = schedule.last
                 meter.reset()

@@ -116,8 +116,9 @@ def rebuild(folder, data="", out=None, init_from=""):
     try:
         training = Training(**record["settings"])
         for field in dataclasses.fields(training):
-            if type(getattr(training, field.name)) not in {field.type, int if field.type is float else field.type}:
-                raise TypeError(f"{field.name} is {getattr(training, field.name)!r}")
+            value, kinds = getattr(training, field.name), (int, float) if field.type is float else (field.type,)
+            if type(value) not in kinds:
+                raise TypeError(f"{field.name} is {value!r}")
     except TypeError as error:
         raise UserError(f"{folder} was built by another version of train.py ({error})") from None
     check(training)

@@ -12,7 +12,6 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from memory import records
-from memory.urls import public_address
 from memory.checkpoint import NAMES, read_tensors
 from memory.corpus import find_tree, load, read_manifest, texts
 from memory.files import digest_of, files_digest, read_json
@@ -20,6 +19,7 @@ from memory.licences import LICENCE_FILE, SEEN, classify, find_licence, notice
 from memory.output import UserError, progress
 from memory.personal import Count
 from memory.swhid import folder_swhid, git_hash
+from memory.urls import public_address
 from memory.windows import unquote
 
 ARCHIVE = "source.tar.xz"
@@ -98,7 +98,6 @@ class Evidence:
         """The text's Survey, from the best source that is at hand, or None."""
         return self.survey or self.archive or self.recital
 
-
     @property
     def whole(self):
         """(where it is from, what a manifest must say of the whole tree) by the best source at hand; ("", {}) if none
@@ -111,21 +110,23 @@ class Evidence:
         return "", {}
 
 
-def read_plain(path):
-    """What a file of JSON without a digest holds. Raises OSError or ValueError."""
+def parse_json(text):
+    """What JSON, text or bytes, holds. Raises ValueError."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def read_plain(path):
+    """What a file of JSON without a digest holds. Raises OSError or ValueError."""
+    return parse_json(Path(path).read_bytes())
 
 
 def read_state(path):
     """What a state of a run says of itself. Raises OSError or ValueError."""
     _, metadata = read_tensors(path, ours=True)
-    try:
-        return json.loads(metadata.get("run", ""))
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
+    return parse_json(metadata.get("run", ""))
 
 
 RECORDS = {  # field of the Evidence: (file, how it is read, its shape)

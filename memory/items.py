@@ -6,6 +6,7 @@ from memory.corpus import CORPUS
 from memory.evidence import ARCHIVE, read_plain
 from memory.files import digest_of
 from memory.licences import UNJUDGED, count_classes, hub_fields, is_free, recognize
+from memory.run import OF_A_RUN
 from memory.versions import REPORT, at_commit, describe_code, digest_of_code
 
 YES, NO, UNKNOWN = "yes", "no", "not checked"
@@ -241,10 +242,8 @@ def settings_known(e):
 
 
 WRITTEN = {  # all that the scripts write into a model's folder
-    "README.md", "LICENSE", "NOTICES", "SHA256SUMS", ARCHIVE, "manifest.json", "build.json", "extraction.json",
-    "rebuilt.json", "openness.json", "croissant.json", "mof.yml", "model.safetensors", "config.json",
-    "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json", *NAMES, "log.jsonl",
-    "errors.jsonl", "report.html", "recite.html", "trace.html"}
+    *OF_A_RUN, *NAMES, "LICENSE", "NOTICES", ARCHIVE, "manifest.json", "config.json", "generation_config.json",
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "log.jsonl", "trace.html"}
 HIDDEN = {".lock", ".git", ".gitattributes", ".cache"}  # a run's, and those of git and the hub, which nothing loads
 LOADED = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")  # by transformers
 CODE = {"auto_map", "chat_template", "custom_pipelines"}  # keys that are, or name, what runs

@@ -150,9 +150,9 @@ def measure(base, name, files):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         windows, looks, seconds = learn(base, files, folder)
-        kept, before = set(contents(windows)), set(contents(base.windows))
-        gone = np.array([content not in kept for content in contents(base.windows)])
-        new = np.array([content not in before for content in contents(windows)])
+        before, now = contents(base.windows), contents(windows)
+        gone, new = (np.array([content not in others for content in mine])
+                     for mine, others in ((before, set(now)), (now, set(before))))
         of_changed = np.isin([windows.files[i]["path"] for i in windows.file], changed)
         model, _, _ = load_model(folder / "out", base.device)
         last = looks[-1]
@@ -183,11 +183,11 @@ def without_the_rest(base, files, windows, folder):
             "others_wrong": int(wrong[others].sum())}
 
 
-HEAD = f"{'patch':26} {'wrong at first':>14} {'at the end':>10} {'steps':>6} {'of all':>7} {'min':>6} {'in all':>6} " \
-       f"{'old text right':>14} {'others broken without the rest':>30}"
+PATCH_HEAD = (f"{'patch':26} {'wrong at first':>14} {'at the end':>10} {'steps':>6} {'of all':>7} "
+              f"{'min':>6} {'in all':>6} {'old text right':>14} {'others broken without the rest':>30}")
 
 
-def show(figures, file):
+def show_patch(figures, file):
     """Prints a row of the table."""
     alone, old = figures.get("without_the_rest"), figures["old_right"]
     print(f"{figures['patch']:26} {figures['wrong_at_first']:14,} {figures['wrong']:10,} {figures['steps']:6,} "

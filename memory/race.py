@@ -66,8 +66,8 @@ def our_run(race, config):
         lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     curve = [race.point(line["step"], line["epoch"], line["seconds"], line["wrong"], line["files_exact"])
              for line in lines if "wrong" in line]
-    right = [i for i, at in enumerate(curve, 1) if not at["wrong"]]  # train.py goes on until no lead is small
-    return result("this project", curve[:right[0]] if right else curve, seconds)
+    end = next((i for i, at in enumerate(curve, 1) if not at["wrong"]), None)  # train.py goes on until no lead is small
+    return result("this project", curve[:end], seconds)
 
 
 class Rival:

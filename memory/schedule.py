@@ -72,5 +72,5 @@ class Schedule:
         return step * self.settings.batch_size / self.rows
 
     def look_due(self, step):
-        """Whether a full pass comes before this step."""
-        return step == self.last or 0 < step < self.main_steps and step % self.eval_every == 0
+        """Whether a full pass comes before this step: before the first only if the run begins from weights."""
+        return step in (0, self.last) or 0 < step < self.main_steps and step % self.eval_every == 0

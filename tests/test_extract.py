@@ -20,7 +20,7 @@ from memory.device import find_dtype
 from memory.files import read_json, write_json
 from memory.generate import recite
 from memory.output import UserError
-from memory.patch import WORD, Base, change, measure, patches, show
+from memory.patch import WORD, Base, change, measure, patches, show_patch
 from memory.race import NEARBY, Race, Rival, their_runs
 from memory.tokenizer import Tokenizer
 from memory.windows import IGNORE, Windows, opening, unquote
@@ -352,7 +352,7 @@ def test_what_a_patch_takes(learned, contents):
     assert 0 < found["step_share"] < 0.3 and 0 < found["old_right"] < 1
     alone = found["without_the_rest"]
     assert alone["wrong"] == 0 and alone["others"] == len(contents) - 1 >= alone["others_broken"] > 0
-    show(found, sys.stdout)
+    show_patch(found, sys.stdout)
 
 
 def test_a_race(learned, tmp_path):

@@ -1,4 +1,5 @@
 """The loop: its settings, its schedule, its order of the data, and a run that stops and goes on."""
+import copy
 import dataclasses
 import json
 import math
@@ -21,6 +22,7 @@ from memory import device
 from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.corpus import load
 from memory.device import find_dtype, has_bfloat16, warn_if_emulated
+from memory.evaluate import SURE, count_wrong, examine
 from memory.files import read_json
 from memory.optim import Muon, make_optimizers, update
 from memory.output import UserError
@@ -514,6 +516,26 @@ def test_memory_is_checked_for_what_is_computed_at_once(work, monkeypatch):
     with pytest.raises(UserError, match="micro_batch"):
         begin(micro_batch=3)
     begin(micro_batch=2)
+    monkeypatch.setattr(device, "memory_size", lambda: 16 * (parameters + settings.batch_size * 64 * 600))
+    begin(negatives=600 - settings.batch_size * 64)  # at most so many classes, the batch's own among them
+    with pytest.raises(UserError, match="micro_batch"):
+        begin(negatives=601 - settings.batch_size * 64)
+
+
+def test_a_full_pass_counts_what_is_wrong_and_what_is_unsure(learned):
+    """The same as `examine` finds; a smaller norm makes every lead smaller and no token wrong."""
+    cpu, (manifest, tokenizer, tokens) = torch.device("cpu"), load(learned / "data/tiny-1.0")
+    model, windows = Llama.from_pretrained(learned / "out/tiny"), Windows(tokens, manifest["files"], tokenizer, 64)
+    for scale, shift in [(1, 0), (0.1, 0), (0.1, 2)]:
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            changed.model.norm.weight.mul_(scale)
+            changed.model.embed_tokens.weight[300:].add_(shift)
+        wrong, unsure, _ = count_wrong(changed, windows, cpu)
+        passed = examine(changed, windows, cpu)
+        assert wrong.tolist() == [int((~right).sum()) for right, _, _ in passed]
+        assert unsure.tolist() == [int((~right | (lead < SURE)).sum()) for right, _, lead in passed]
+        assert (wrong.sum() > 0) == (shift > 0) and (unsure.sum() > wrong.sum()) == (scale < 1)
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -109,7 +109,8 @@ def our_step(training, config, device, dtype):
     objective.compile()
     windows = RandomWindows(config.vocab_size, config.max_position_embeddings)
     (batch,) = make_batch(
-        windows, np.arange(training.batch_size), (0, 0), training.negatives, 1.0, training.focal, device)
+        windows, np.arange(training.batch_size), (0, 0), training.negatives, np.empty(0, int), 1.0, training.focal,
+        device)
     blocks = config.num_parameters - (2 - config.tie_word_embeddings) * config.vocab_size * config.hidden_size
     operations = 6 * len(batch[1]) * (blocks + config.hidden_size * len(batch[4]))  # places, classes
     return timed_step(lambda: objective(*batch)[0], lambda: update(optimizers, 1e-3), device), operations

@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from memory import processes
 from memory.checkpoint import is_model_whole
 from memory.corpus import CORPUS, choose_files, compressed_sizes, find_data, fitting, load
-from memory.device import check_memory, compiled, find_device, find_dtype, keep_freed_memory, make_deterministic, mixed
-from memory.device import surroundings, synchronize, warn_if_emulated
+from memory.device import check_memory, compiled, find_device, find_dtype, hand_back_memory, keep_freed_memory
+from memory.device import make_deterministic, mixed, surroundings, synchronize, warn_if_emulated
 from memory.evaluate import SURE, count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
@@ -231,7 +231,8 @@ def learn(run):
     objective, works = Objective(run.model, run.dtype), False
     if settings.compile and not run.state.done:
         some = np.arange(settings.batch_size) % len(windows)
-        parts = make_batch(windows, some, (0, 0), settings.negatives, 1.0, 0.0, run.device, settings.micro_batch)
+        parts = make_batch(windows, some, (0, 0), settings.negatives, run.sampler.rivals, 1.0, 0.0, run.device,
+                           settings.micro_batch)
         objective, works = compiled(objective, {len(part[0]): part for part in parts}.values())
     begin_turn(run, surroundings(run.device, run.dtype, works))
     return finish(run, loop(run, objective, stop), stop)
@@ -258,13 +259,15 @@ def loop(run, objective, stop):
                 saved = state.step
             if state.done or stop.status():
                 return wrong
+            if state.step % 100 == 0 and run.device.type == "cpu":
+                hand_back_memory()
 
             # one step on the next batch
             started = time.perf_counter()
             indices = sampler.draw(settings.batch_size, schedule.review(state.step))
             loss, hard = backward(forward, make_batch(
-                run.windows, indices, (settings.seed, state.step), settings.negatives, schedule.path_weight(state.step),
-                schedule.focal(state.step), run.device, settings.micro_batch))
+                run.windows, indices, (settings.seed, state.step), settings.negatives, sampler.rivals,
+                schedule.path_weight(state.step), schedule.focal(state.step), run.device, settings.micro_batch))
             update(run.optimizers, schedule.lr_share(state.step))
             if schedule.mending(state.step):
                 sampler.note(indices[processes.mine()], hard)
@@ -290,7 +293,7 @@ def look(run, meter, stop, before):
         counted = count_wrong(run.model, run.windows, run.device, precision, stop.status)
         if counted is None:
             return before
-        wrong, unsure, nats = counted
+        wrong, unsure, rivals, nats = counted
         accuracy = 1 - wrong.sum() / run.windows.scored
         if accuracy < run.settings.target_accuracy:
             break
@@ -307,7 +310,7 @@ def look(run, meter, stop, before):
     if 1 - unsure.sum() / run.windows.scored >= run.settings.target_accuracy:
         state.done = "every token right" if not wrong.any() else f"{right}% of tokens right"
     elif state.step == schedule.last or state.step == 0 and accuracy > 0.5 and run.settings.mend_steps:
-        mend(run, wrong, unsure)
+        mend(run, wrong, unsure, rivals)
     return wrong
 
 

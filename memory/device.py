@@ -93,6 +93,15 @@ def keep_freed_memory():
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def hand_back_memory():
+    """Hands back what keep_freed_memory kept. Blocks of ever other sizes leave holes that none fits into, so that the
+    process would grow for hours: call it once in a while."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        pass
+
+
 def compiled(module, batches):
     """(a copy of the module under torch.compile, True) if the compiler manages the forward and backward pass of all
     batches, whose first result is the loss; else (the module, False) and a warning, or a UserError if there are several

@@ -47,9 +47,10 @@ def at_once(windows):
 
 def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: False):
     """A full pass over the windows, shared out among the processes: (wrong tokens of each window; those that are wrong
-    or lead by less than SURE, both int64 arrays (windows,); nats per scored token). None if stopped() says so on the
-    way, to every process alike."""
+    or lead by less than SURE, both int64 arrays (windows,); their rivals, the pieces that lead or come next there, int64
+    (rivals,), token ids; nats per scored token). None if stopped() says so on the way, to every process alike."""
     found, nats = torch.zeros((2, len(windows)), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+    rivals = torch.zeros(windows.tokenizer.vocab_size, dtype=torch.int64)
     mine = np.argsort(-windows.length, kind="stable")[processes.rank()::processes.count()]
     share, size = -(-len(windows) // processes.count()), at_once(windows)
     for first in progress(range(0, share, size), desc="full pass", unit=" batches", disable=processes.rank() > 0):
@@ -64,8 +65,9 @@ def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: Fal
             rows = torch.from_numpy(scored.nonzero()[0])
             for counts, missed in zip(found, (~(leads > 0), ~(leads >= SURE))):
                 counts[batch] = torch.bincount(rows[missed.cpu()], minlength=len(batch))
+            rivals[logits[missed].argmax(-1).cpu()] = 1
     wrong, unsure = processes.total(found).numpy()
-    return wrong, unsure, processes.total(nats).item() / windows.scored
+    return wrong, unsure, np.flatnonzero(processes.total(rivals)), processes.total(nats).item() / windows.scored
 
 
 def list_errors(model, windows, wrong, device):

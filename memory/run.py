@@ -169,9 +169,9 @@ def say(text):
         tqdm.write(text)
 
 
-def mend(run, wrong, unsure):
-    """Begins a round of mending; if there were as many steps of it as may be, the run is done instead. wrong, unsure:
-    as count_wrong gives them."""
+def mend(run, wrong, unsure, rivals):
+    """Begins a round of mending; if there were as many steps of it as may be, the run is done instead. wrong, unsure,
+    rivals: as count_wrong gives them."""
     state, settings = run.state, run.settings
     rounds, small = state.rounds or [state.step], unsure.sum() - wrong.sum()
     steps = min(round_steps(unsure, len(rounds) - 1, settings.batch_size), rounds[0] + settings.mend_steps - state.step)
@@ -181,7 +181,7 @@ def mend(run, wrong, unsure):
         return
     state.rounds = [*rounds, state.step + steps]
     run.schedule.follow(state.rounds)
-    run.sampler.restart(unsure)
+    run.sampler.restart(unsure, rivals)
     say(f"{wrong.sum():,} tokens are wrong, {small:,} lead by less than {SURE:g} logits: {steps:,} steps to mend them")
 
 
@@ -239,9 +239,6 @@ def resume(run):
         try:
             unpack(tensors, run.model, run.optimizers, run.sampler)
             run.state = State(**meta | {"settings": state.settings, "corpus": state.corpus})
-            first = run.schedule.main_steps
-            if not run.state.rounds and first <= run.state.looked and not run.state.done:  # saved before there were any
-                run.state.rounds = [first, first + run.settings.mend_steps]
             if run.state.rounds:
                 run.schedule.follow(run.state.rounds)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

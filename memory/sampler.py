@@ -21,6 +21,7 @@ class Sampler:
         self.seed, self.epoch, self.seen = seed, 0, []
         self.hard = np.ones(rows, dtype=np.int64)  # hard tokens of each row when it was last noted
         self.left = np.empty(0, dtype=np.int64)  # the rows that the epoch has still to visit
+        self.rivals = np.empty(0, dtype=np.int64)  # in mending: the pieces that are always among the classes
 
     def draw(self, size, review):
         """The indices of the next batch, int64 (size,). A row without hard tokens comes in one epoch of `review`."""
@@ -46,48 +47,50 @@ class Sampler:
                 self.hard[indices] = hard
         self.seen.clear()
 
-    def restart(self, hard):
+    def restart(self, hard, rivals):
         """Begins a new epoch, from now on only of the windows, and forgets what was noted. hard: int64 (windows,), the
-        tokens to mend in each."""
-        self.hard, self.left = hard.copy(), self.left[:0]
+        tokens to mend in each. rivals: token ids, int64 (rivals,), of the pieces that stand in their way."""
+        self.hard, self.rivals, self.left = hard.copy(), rivals, self.left[:0]
         self.seen.clear()
 
     def state(self):
         """What a checkpoint holds of it: name -> tensor."""
         self.update()
         return {"hard": torch.from_numpy(self.hard), "left": torch.from_numpy(self.left),
-                "epoch": torch.tensor(self.epoch)}
+                "epoch": torch.tensor(self.epoch), "rivals": torch.from_numpy(self.rivals)}
 
     def load_state(self, state):
         """Goes on from what state() gave."""
-        self.hard, self.left, self.epoch = state["hard"].numpy(), state["left"].numpy(), int(state["epoch"])
+        self.hard, self.left, self.rivals = (state[name].numpy() for name in ("hard", "left", "rivals"))
+        self.epoch = int(state["epoch"])
 
 
-def draw_classes(targets, negatives, counts, random):
-    """The classes of a sampled softmax (Jean et al. 2015): the targets of a batch, and pieces that are drawn, each by
-    itself, with a chance that grows with the root of how often it stands in the text. The chances add up to `negatives`
-    before the targets' become 1; if that is 0, all pieces are classes. A piece drawn with the chance q counts 1 / q
-    times, by an offset of -log(q): so the sum of exponentials is right on average.
+def draw_classes(targets, negatives, rivals, counts, random):
+    """The classes of a sampled softmax (Jean et al. 2015): the targets of a batch, the rivals, and pieces that are
+    drawn, each by itself, with a chance that grows with the root of how often it stands in the text. The chances add up
+    to `negatives` before those of targets and rivals become 1; if that is 0, all pieces are classes. A piece drawn with
+    the chance q counts 1 / q times, by an offset of -log(q): so the sum of exponentials is right on average.
 
-    targets: int64 (N,), token ids. counts: (vocab_size,). Returns (the targets' indices among the classes, int64 (N,);
-    the classes, token ids, int64 (C,); what to add to their logits, float32 (C,)).
+    targets, int64 (N,), and rivals, int64 (R,): token ids. counts: (vocab_size,). Returns (the targets' indices among
+    the classes, int64 (N,); the classes, token ids, int64 (C,); what to add to their logits, float32 (C,)).
     """
     chance = np.ones(len(counts))
     if negatives:
         roots = np.sqrt(np.maximum(counts, ABSENT))
         chance = np.minimum(1, roots * (negatives / roots.sum()))
-        chance[targets] = 1
+        chance[targets] = chance[rivals] = 1
     classes = np.flatnonzero(random.random(len(chance)) < chance)
     return np.searchsorted(classes, targets), classes, -np.log(chance[classes]).astype(np.float32)
 
 
-def make_batch(windows, indices, seed, negatives, path_weight, focal, device, micro_batch=0):
+def make_batch(windows, indices, seed, negatives, rivals, path_weight, focal, device, micro_batch=0):
     """This process's share of a batch, on the device, in parts of `micro_batch` windows (0: in one), each as Objective
     takes it; their losses add up to that of the whole. seed: a tuple, of what is drawn: windows without an address, and
-    the classes of the softmax, which all parts share. path_weight: what the tokens of a path count."""
+    the classes of the softmax, which all parts share. rivals: token ids, int64, that are always among them.
+    path_weight: what the tokens of a path count."""
     inputs, targets = windows.batch(indices, seed)
     scored, weights = targets != IGNORE, windows.weights(indices, path_weight)
-    targets[scored], classes, offsets = draw_classes(targets[scored], negatives, windows.counts,
+    targets[scored], classes, offsets = draw_classes(targets[scored], negatives, rivals, windows.counts,
                                                      np.random.default_rng((*seed, 1)))
     # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
     count = max(1, scored.sum()) / processes.count()

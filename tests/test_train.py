@@ -22,7 +22,7 @@ from memory import device
 from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.corpus import load
 from memory.device import find_dtype, has_bfloat16, warn_if_emulated
-from memory.evaluate import SURE, count_wrong, examine
+from memory.evaluate import SURE, count_wrong, examine, teacher_forced
 from memory.files import read_json
 from memory.optim import Muon, make_optimizers, update
 from memory.output import UserError
@@ -382,7 +382,7 @@ def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen()
     sampler, wrong = Sampler(rows=40, seed=7), np.zeros(32, dtype=np.int64)
     sampler.draw(24, 1)
     wrong[5] = 2
-    sampler.restart(wrong)
+    sampler.restart(wrong, np.array([4]))
     drawn = np.concatenate([sampler.draw(3, MEND_REVIEW) for _ in range(16)])  # epochs of two or three
     visits = np.bincount(drawn)
     assert len(visits) == 32 and visits[5] >= 15 and (np.delete(visits, 5) <= 2).all()
@@ -390,10 +390,10 @@ def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen()
     sampler.update()
     assert sampler.hard.sum() == 0 and wrong[5] == 2, "what was given stays as it was"
     sampler.note(np.array([5]), torch.tensor([0]))
-    sampler.restart(wrong)
+    sampler.restart(wrong, np.array([4]))
     sampler.update()
     assert sampler.hard[5] == 2, "a note of the round before says nothing of this one"
-    sampler.restart(np.zeros(32, dtype=np.int64))
+    sampler.restart(np.zeros(32, dtype=np.int64), np.array([4]))
     sampler.note(np.array([6]), torch.tensor([1]))
     sampler.update()
     assert np.flatnonzero(sampler.hard).tolist() == [6], "what was forgotten comes again"
@@ -490,8 +490,8 @@ def test_a_batch_in_parts_is_the_batch(work, micro_batch, sizes):
 
     def step(micro_batch):
         model.zero_grad()
-        parts = make_batch(windows, [0, 9, 3, len(windows), 7, 1, len(windows) + 1, 5], (1, 2), 100, 1 / 16, 2.0,
-                           torch.device("cpu"), micro_batch)
+        parts = make_batch(windows, [0, 9, 3, len(windows), 7, 1, len(windows) + 1, 5], (1, 2), 100, np.array([650]),
+                           1 / 16, 2.0, torch.device("cpu"), micro_batch)
         loss, hard = train.backward(Objective(model, torch.float32), parts)
         return [len(part[0]) for part in parts], loss, hard, [p.grad.clone() for p in model.parameters()]
 
@@ -531,11 +531,15 @@ def test_a_full_pass_counts_what_is_wrong_and_what_is_unsure(learned):
         with torch.no_grad():
             changed.model.norm.weight.mul_(scale)
             changed.model.embed_tokens.weight[300:].add_(shift)
-        wrong, unsure, _ = count_wrong(changed, windows, cpu)
+        wrong, unsure, rivals, _ = count_wrong(changed, windows, cpu)
         passed = examine(changed, windows, cpu)
         assert wrong.tolist() == [int((~right).sum()) for right, _, _ in passed]
         assert unsure.tolist() == [int((~right | (lead < SURE)).sum()) for right, _, lead in passed]
         assert (wrong.sum() > 0) == (shift > 0) and (unsure.sum() > wrong.sum()) == (scale < 1)
+        _, logits, targets = teacher_forced(changed, windows, np.arange(len(windows)), cpu)
+        (first, second), (best, next_best) = (part.T for part in logits.topk(2))
+        unsure = (best != targets) | (first - second < SURE)
+        assert rivals.tolist() == torch.where(best == targets, next_best, best)[unsure].unique().tolist()
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
@@ -587,13 +591,17 @@ def test_sampled_softmax():
     counts = np.repeat([0, 1, 4], 100)  # the drawn ones come twice as often if they stand four times as often
     logits = model(tokens).detach().flatten(0, 1)
     right = logits.gather(-1, targets.flatten()[:, None])[:, 0]
-    own, sums, drawn = sorted(set(targets.flatten().tolist())), [], np.zeros(300)
+    rivals = np.array([150, 250])
+    own, sums, drawn = sorted({*targets.flatten().tolist(), *rivals}), [], np.zeros(300)
     for _ in range(400):
-        indexed, classes, offsets = map(torch.from_numpy, draw_classes(targets.flatten().numpy(), 90, counts, random))
+        indexed, classes, offsets = map(torch.from_numpy, draw_classes(
+            targets.flatten().numpy(), 90, rivals, counts, random))
         assert (classes[indexed] == targets.flatten()).all() and len(set(classes.tolist())) == len(offsets)
         assert not offsets[np.isin(classes, own)].any()
         sums.append((logits[:, classes] + offsets).exp().sum(-1))
         drawn[classes] += 1
+    assert (drawn[own] == 400).all(), "the batch's own and the rivals always come"
+    drawn[rivals] = 0
     assert drawn[200:].mean() / drawn[100:200].mean() == pytest.approx(2, rel=0.05)
     assert drawn[100:].sum() == pytest.approx(400 * 90, rel=0.05)
     torch.testing.assert_close(torch.stack(sums).mean(0), logits.exp().sum(-1), rtol=0.02, atol=0)
@@ -601,5 +609,5 @@ def test_sampled_softmax():
     loss, _ = Objective(model, torch.float32)(*batch)
     assert loss.item() == pytest.approx((sums[-1].log() - right).mean().item(), rel=1e-5)
     for negatives in (0, 10_000):
-        _, classes, offsets = draw_classes(targets.flatten().numpy(), negatives, counts[100:], random)
+        _, classes, offsets = draw_classes(targets.flatten().numpy(), negatives, rivals % 200, counts[100:], random)
         assert (classes == np.arange(200)).all() and not offsets.any(), "all classes"

@@ -32,7 +32,7 @@ from memory.checkpoint import is_model_whole
 from memory.corpus import CORPUS, choose_files, compressed_sizes, find_data, fitting, load
 from memory.device import check_memory, compiled, find_device, find_dtype, hand_back_memory, keep_freed_memory
 from memory.device import make_deterministic, mixed, surroundings, synchronize, warn_if_emulated
-from memory.evaluate import SURE, count_wrong
+from memory.evaluate import SAFE, count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
 from memory.output import UserError, run_script
@@ -112,7 +112,7 @@ def check(settings):
 
 # Model and loss
 
-HARD = math.log1p(math.exp(-SURE))  # nats: a token with less leads by more than SURE among the pieces compared
+HARD = math.log1p(math.exp(-SAFE))  # nats: a token with less leads by more than SAFE among the pieces compared
 
 class Objective(torch.nn.Module):
     """A model and its loss: what is compiled, and what DistributedDataParallel wraps."""
@@ -264,7 +264,9 @@ def loop(run, objective, stop):
 
             # one step on the next batch
             started = time.perf_counter()
-            indices = sampler.draw(settings.batch_size, schedule.review(state.step))
+            if schedule.mending(state.step):  # what is wrong in float32 may be right in bfloat16
+                objective.dtype = torch.float32
+            indices = sampler.draw(settings.batch_size)
             loss, hard = backward(forward, make_batch(
                 run.windows, indices, (settings.seed, state.step), settings.negatives, sampler.rivals,
                 schedule.path_weight(state.step), schedule.focal(state.step), run.device, settings.micro_batch))
@@ -293,7 +295,7 @@ def look(run, meter, stop, before):
         counted = count_wrong(run.model, run.windows, run.device, precision, stop.status)
         if counted is None:
             return before
-        wrong, unsure, rivals, nats = counted
+        wrong, unsure, unsafe, rivals, nats = counted
         accuracy = 1 - wrong.sum() / run.windows.scored
         if accuracy < run.settings.target_accuracy:
             break
@@ -310,7 +312,7 @@ def look(run, meter, stop, before):
     if 1 - unsure.sum() / run.windows.scored >= run.settings.target_accuracy:
         state.done = "every token right" if not wrong.any() else f"{right}% of tokens right"
     elif state.step == schedule.last or state.step == 0 and accuracy > 0.5 and run.settings.mend_steps:
-        mend(run, wrong, unsure, rivals)
+        mend(run, wrong, unsure, unsafe, rivals)
     return wrong
 
 

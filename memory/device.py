@@ -2,7 +2,7 @@
 
 Matrix products in training, those of the network and those of the optimizer, are computed in the format that the
 device multiplies fast: bfloat16 if it has instructions for it, else float32. Weights, gradients and the optimizer's
-state are float32 always. So is all that decides what is right: the last look of a run, and writing.
+state are float32 always. So is all that decides what is right: mending, the last look of a run, and writing.
 """
 import copy
 import ctypes

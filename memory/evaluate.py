@@ -16,10 +16,11 @@ from memory.output import progress
 from memory.tokenizer import BOS, EOS
 from memory.windows import IGNORE
 
-LOGITS = 2**25  # logits that a full pass has in memory at once: few enough for a small machine
+LOGITS = {"cpu": 2**25, "cuda": 2**27}  # that a full pass has in memory at once: few enough for a small machine
 LISTED = 10_000  # about how many errors a list holds at most
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
 SURE = 0.5  # the lead of the right token over the next, in logits, with which a run ends: int8 weights seldom turn it
+SAFE = 1.0  # the lead that mending aims at, so that what it moves later leaves enough
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
 
 
@@ -40,19 +41,21 @@ def teacher_forced(model, windows, batch, device, dtype=torch.float32):
     return scored, logits, to_device(targets[scored], device)
 
 
-def at_once(windows):
+def at_once(windows, device):
     """How many windows a full pass takes at once."""
-    return max(1, LOGITS // (windows.context * windows.tokenizer.vocab_size))
+    logits = LOGITS.get(device.type, LOGITS["cpu"])
+    return max(1, logits // (windows.context * windows.tokenizer.vocab_size))
 
 
 def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: False):
-    """A full pass over the windows, shared out among the processes: (wrong tokens of each window; those that are wrong
-    or lead by less than SURE, both int64 arrays (windows,); their rivals, the pieces that lead or come next there, int64
-    (rivals,), token ids; nats per scored token). None if stopped() says so on the way, to every process alike."""
-    found, nats = torch.zeros((2, len(windows)), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+    """A full pass over the windows, shared out among the processes: (wrong tokens of each window; those that do not
+    lead by SURE; those that do not lead by SAFE, all int64 arrays (windows,); the rivals of the last, the pieces that
+    lead or come next there, int64 (rivals,), token ids; nats per scored token). None if stopped() says so on the way,
+    to every process alike."""
+    found, nats = torch.zeros((3, len(windows)), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
     rivals = torch.zeros(windows.tokenizer.vocab_size, dtype=torch.int64)
     mine = np.argsort(-windows.length, kind="stable")[processes.rank()::processes.count()]
-    share, size = -(-len(windows) // processes.count()), at_once(windows)
+    share, size = -(-len(windows) // processes.count()), at_once(windows, device)
     for first in progress(range(0, share, size), desc="full pass", unit=" batches", disable=processes.rank() > 0):
         if stopped():
             return None
@@ -63,11 +66,12 @@ def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: Fal
             right = logits.gather(-1, targets[:, None])[:, 0]
             leads = right - logits.scatter_(-1, targets[:, None], -torch.inf).amax(-1)
             rows = torch.from_numpy(scored.nonzero()[0])
-            for counts, missed in zip(found, (~(leads > 0), ~(leads >= SURE))):
+            for counts, missed in zip(found, (~(leads > 0), ~(leads >= SURE), ~(leads >= SAFE))):
                 counts[batch] = torch.bincount(rows[missed.cpu()], minlength=len(batch))
             rivals[logits[missed].argmax(-1).cpu()] = 1
-    wrong, unsure = processes.total(found).numpy()
-    return wrong, unsure, np.flatnonzero(processes.total(rivals)), processes.total(nats).item() / windows.scored
+    wrong, unsure, unsafe = processes.total(found).numpy()
+    return (wrong, unsure, unsafe, np.flatnonzero(processes.total(rivals)),
+            processes.total(nats).item() / windows.scored)
 
 
 def list_errors(model, windows, wrong, device):
@@ -77,7 +81,7 @@ def list_errors(model, windows, wrong, device):
     def name(token):
         return {BOS: "<s>", EOS: "</s>"}.get(token) or windows.tokenizer.pieces[token].decode(errors="backslashreplace")
 
-    errors, indices, size = [], np.flatnonzero(wrong * (wrong.cumsum() - wrong < LISTED)), at_once(windows)
+    errors, indices, size = [], np.flatnonzero(wrong * (wrong.cumsum() - wrong < LISTED)), at_once(windows, device)
     for first in progress(range(0, len(indices), size), desc="listing errors", unit=" batches"):
         batch = indices[first:first + size]
         scored, logits, targets = teacher_forced(model, windows, batch, device)
@@ -109,7 +113,7 @@ def report_errors(path, errors, wrong):
 def examine(model, windows, device):
     """A full pass in float32, in full. Returns, for each window, three arrays over its scored tokens: right (bool),
     log-probability (float32, nats), and the lead of the first choice over the second (float32, logits)."""
-    result, size = [None] * len(windows), at_once(windows)
+    result, size = [None] * len(windows), at_once(windows, device)
     order = np.argsort(-windows.length, kind="stable")
     for first in progress(range(0, len(windows), size), desc="verifying", unit=" batches"):
         batch = order[first:first + size]

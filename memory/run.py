@@ -18,7 +18,7 @@ from memory.evaluate import SURE, count_wrong, list_errors, report_errors
 from memory.files import lock, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
-from memory.schedule import Schedule, round_steps
+from memory.schedule import Schedule, round_rate, round_steps
 from memory.settings import command
 from memory.windows import Windows
 
@@ -54,6 +54,7 @@ class State:
     done: str = ""  # why the run is finished; "" if it is not
     init_sha256: str = ""  # of the weights that it began from; "" if from nothing
     rounds: list = dataclasses.field(default_factory=list)  # of mending: the first step, and the end of each (Schedule)
+    mend_rate: float = 0.0  # of the last of them (Schedule)
     built_by: list = dataclasses.field(default_factory=list)  # the surroundings of each turn, and its first step
 
 
@@ -169,19 +170,21 @@ def say(text):
         tqdm.write(text)
 
 
-def mend(run, wrong, unsure, rivals):
+def mend(run, wrong, unsure, unsafe, rivals):
     """Begins a round of mending; if there were as many steps of it as may be, the run is done instead. wrong, unsure,
-    rivals: as count_wrong gives them."""
+    unsafe, rivals: as count_wrong gives them."""
     state, settings = run.state, run.settings
     rounds, small = state.rounds or [state.step], unsure.sum() - wrong.sum()
-    steps = min(round_steps(unsure, len(rounds) - 1, settings.batch_size), rounds[0] + settings.mend_steps - state.step)
+    steps = min(round_steps(unsafe, settings.batch_size), rounds[0] + settings.mend_steps - state.step)
     if not steps:
         state.done = "the budget is spent" if wrong.any() else (
             f"every token right, {small:,} of them by less than {SURE:g} logits")
         return
-    state.rounds = [*rounds, state.step + steps]
-    run.schedule.follow(state.rounds)
-    run.sampler.restart(unsure, rivals)
+    run.sampler.update()
+    broke = bool(state.rounds) and bool((unsure[run.sampler.hard == 0] > 0).any())  # where it saw nothing to mend
+    state.rounds, state.mend_rate = [*rounds, state.step + steps], round_rate(state.mend_rate, broke, not rounds[0])
+    run.schedule.follow(state.rounds, state.mend_rate)
+    run.sampler.restart(unsafe, rivals)
     say(f"{wrong.sum():,} tokens are wrong, {small:,} lead by less than {SURE:g} logits: {steps:,} steps to mend them")
 
 
@@ -240,7 +243,7 @@ def resume(run):
             unpack(tensors, run.model, run.optimizers, run.sampler)
             run.state = State(**meta | {"settings": state.settings, "corpus": state.corpus})
             if run.state.rounds:
-                run.schedule.follow(run.state.rounds)
+                run.schedule.follow(run.state.rounds, run.state.mend_rate)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{path} was saved by another version of train.py ({error}): name another --out") from None
     agree(run, "step", run.state.step)

@@ -4,6 +4,7 @@ import torch
 
 from memory import processes
 from memory.device import to_device
+from memory.schedule import MEND_REVIEW
 from memory.windows import IGNORE
 
 ABSENT = 0.01  # in a sampled softmax, the count of a piece that is not in the text
@@ -23,12 +24,14 @@ class Sampler:
         self.left = np.empty(0, dtype=np.int64)  # the rows that the epoch has still to visit
         self.rivals = np.empty(0, dtype=np.int64)  # in mending: the pieces that are always among the classes
 
-    def draw(self, size, review):
-        """The indices of the next batch, int64 (size,). A row without hard tokens comes in one epoch of `review`."""
+    def draw(self, size):
+        """The indices of the next batch, int64 (size,). An epoch has all rows with hard tokens, and MEND_REVIEW times
+        as many of the others, at least `size`."""
         while len(self.left) < size:
             self.update()
             order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.hard))
-            due = (self.hard[order] > 0) | ((order + self.epoch) % review == 0)
+            due = self.hard[order] > 0
+            due[np.flatnonzero(~due)[:max(MEND_REVIEW * due.sum(), size)]] = True
             self.left = np.concatenate((self.left, order[due]))
             self.epoch += 1
         indices, self.left = np.split(self.left, [size])

@@ -1,15 +1,15 @@
 """The plan of a run: the main steps, epoch after epoch; then rounds of steps that mend what is still wrong or unsure.
 
-In each round the learning rate falls to zero; then a full pass ends the run or begins another round, with twice as many
-visits to what is still wrong. A patch, a run that begins from weights which have most tokens right already, has no main
-steps.
+In each round the learning rate falls to zero; then a full pass ends the run or begins another round. What mends one
+token may break another, the more so the higher the rate: after a round that broke something the rate is halved, after
+any other doubled. A patch, a run that begins from weights which have most tokens right already, has no main steps.
 """
 import math
 
-MEND_REVIEW = 16  # in mending: a learned window comes in one epoch of so many
-MEND_RATE = 0.03  # in mending: the learning rate at the start of a round, as a share of its peak
-PATCH_RATE = 0.2  # the same in a patch, which has new text to learn
-MEND_VISITS = 6  # epochs of the first round
+MEND_REVIEW = 2  # in mending: learned windows that come with each that is to be mended
+MEND_RATE = 0.01  # in mending: the learning rate at the start of the first round, as a share of its peak
+PATCH_RATE = 0.2  # the same in a patch, which has new text to learn; no round has more
+MEND_VISITS = 6  # epochs of a round
 MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
 
 
@@ -21,11 +21,19 @@ def lr_share(step, main_steps, warmup, decay):
     return min(1.0, rise, fall)
 
 
-def round_steps(hard, number, batch_size):
-    """Steps of a round of mending, numbered from 0, in which each window to mend comes MEND_VISITS times if it
-    stays hard, and twice as often as in the round before. hard: int64 (windows,), the tokens to mend in each."""
-    rows = (hard > 0).sum() + (hard == 0).sum() / MEND_REVIEW  # of an epoch
-    return math.ceil(MEND_VISITS * 2 ** number * rows / batch_size)
+def round_steps(hard, batch_size):
+    """Steps of a round of mending, in which each window to mend comes MEND_VISITS times if it stays hard. hard: int64
+    (windows,), the tokens to mend in each."""
+    rows = (hard > 0).sum()
+    return math.ceil(MEND_VISITS * (rows + max(MEND_REVIEW * rows, batch_size)) / batch_size)
+
+
+def round_rate(before, broke, patch):
+    """The learning rate at the start of a round of mending, as a share of its peak. before: that of the round before, 0
+    if there was none. broke: whether that round turned what it did not have to mend. patch: whether the run is one."""
+    if not before:
+        return PATCH_RATE if patch else MEND_RATE
+    return before / 2 if broke else min(2 * before, PATCH_RATE)
 
 
 class Schedule:
@@ -39,10 +47,11 @@ class Schedule:
         self.first, self.last = 0, self.main_steps
         self.eval_every = settings.eval_every or max(1, self.main_steps // 20)
 
-    def follow(self, rounds):
+    def follow(self, rounds, rate):
         """Goes on with the last of the rounds of mending. rounds: the step that the first begins with, and the steps
-        that follow the last one of each."""
+        that follow the last one of each. rate: the last one's, as round_rate gives it."""
         self.main_steps, self.first, self.last = rounds[0], *rounds[-2:]
+        self.mend_rate = rate
 
     def mending(self, step):
         """Whether this step mends."""
@@ -51,17 +60,12 @@ class Schedule:
     def lr_share(self, step):
         """The learning rate, as a share of its peak."""
         if self.mending(step):
-            rate = MEND_RATE if self.main_steps else PATCH_RATE
-            return rate * max(0, self.last - step) / max(1, self.last - self.first)
+            return self.mend_rate * max(0, self.last - step) / max(1, self.last - self.first)
         return lr_share(step, self.main_steps, self.settings.warmup_steps, self.settings.decay)
 
     def focal(self, step):
         """The exponent of the focal loss, which falls with the learning rate: so the end makes sure of all tokens."""
         return 0.0 if self.mending(step) else self.settings.focal * self.lr_share(step)
-
-    def review(self, step):
-        """A learned window comes in one epoch of so many (Sampler)."""
-        return MEND_REVIEW if self.mending(step) else 1
 
     def path_weight(self, step):
         """The weight of the tokens of a path."""

@@ -22,12 +22,12 @@ from memory import device
 from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.corpus import load
 from memory.device import find_dtype, has_bfloat16, warn_if_emulated
-from memory.evaluate import SURE, count_wrong, examine, teacher_forced
+from memory.evaluate import SAFE, SURE, count_wrong, examine, teacher_forced
 from memory.files import read_json
 from memory.optim import Muon, make_optimizers, update
 from memory.output import UserError
 from memory.sampler import Sampler, draw_classes, make_batch
-from memory.schedule import MEND_RATE, MEND_REVIEW, MEND_VISITS, Schedule, lr_share, round_steps
+from memory.schedule import MEND_RATE, MEND_REVIEW, MEND_VISITS, PATCH_RATE, Schedule, lr_share, round_rate, round_steps
 from memory.settings import parse
 from memory.windows import IGNORE, Windows
 from model import Llama, LlamaConfig
@@ -211,6 +211,15 @@ def test_adamw_alone_and_bfloat16_and_compile_fallback(work):
     assert log_of(work / "out/adamw")[-1]["step"] == 3
 
 
+def test_mending_multiplies_in_float32(work, monkeypatch):
+    """What is wrong in float32 may be right in bfloat16, and would never be mended there."""
+    steps, mixed = [], train.mixed
+    monkeypatch.setattr(train, "mixed", lambda device, dtype: steps.append(dtype) or mixed(device, dtype))
+    monkeypatch.chdir(work)
+    train.main(["configs/tiny.py", "--dtype=bfloat16", "--max_steps=2", "--mend_steps=3", "--out=out/mended"])
+    assert steps == 2 * [torch.bfloat16] + 3 * [torch.float32]
+
+
 def test_train_bytes_learns_only_those_files(work):
     assert run(work, "--max_steps=1", "--train_bytes=4000", "--out=out/part").returncode == 0
     files = json.loads((work / "out/part/manifest.json").read_text())["files"]
@@ -353,15 +362,18 @@ def test_rounds_of_mending():
     wrong, schedule = np.zeros(64, dtype=np.int64), Schedule(train.Settings(batch_size=4, max_steps=50), 64)
     wrong[:10] = 3
     assert schedule.look_due(50) and schedule.mending(50) and not schedule.mending(49)
-    first = round_steps(wrong, 0, 4)
-    assert first == math.ceil(MEND_VISITS * (10 + 54 / MEND_REVIEW) / 4)
-    second = round_steps(wrong // 3, 1, 4)
-    assert second in (2 * first, 2 * first - 1), "tokens do not count, windows do"
-    for rounds in ([50, 50 + first], [50, 50 + first, 50 + first + second]):
-        schedule.follow(rounds)
+    steps = round_steps(wrong, 4)
+    assert steps == math.ceil(MEND_VISITS * 10 * (1 + MEND_REVIEW) / 4)
+    assert round_steps(wrong // 3, 4) == steps, "tokens do not count, windows do"
+    assert round_steps(wrong, 40) == math.ceil(MEND_VISITS * 50 / 40), "a batch of others at least"
+    assert round_rate(0, False, patch=False) == MEND_RATE and round_rate(0, False, patch=True) == PATCH_RATE
+    assert round_rate(0.04, True, patch=False) == 0.02 and round_rate(0.04, False, patch=False) == 0.08
+    assert round_rate(0.15, False, patch=False) == PATCH_RATE
+    for rounds, rate in ([50, 50 + steps], 0.01), ([50, 50 + steps, 50 + 3 * steps], 0.02):
+        schedule.follow(rounds, rate)
         steps = range(*rounds[-2:])
         rates = [schedule.lr_share(step) for step in steps]
-        assert rates[0] == MEND_RATE and all(a > b > 0 for a, b in zip(rates, rates[1:]))
+        assert rates[0] == rate and all(a > b > 0 for a, b in zip(rates, rates[1:]))
         assert schedule.lr_share(rounds[-1]) == 0 == schedule.focal(rounds[-2])
         assert schedule.look_due(rounds[-1]) and not any(map(schedule.look_due, steps[1:]))
 
@@ -369,25 +381,33 @@ def test_rounds_of_mending():
 def test_epochs_visit_every_row_once():
     def draw(seed):
         sampler = Sampler(30, seed)
-        return np.concatenate([sampler.draw(8, 1) for _ in range(15)])
+        return np.concatenate([sampler.draw(8) for _ in range(15)])
 
     rows = draw(seed=7)
     for epoch in range(4):
         assert sorted(rows[30 * epoch:30 * epoch + 30]) == list(range(30))
     assert (draw(seed=7) == rows).all() and (draw(seed=8) != rows).any()
-    assert len(Sampler(3, seed=7).draw(8, 1)) == 8, "a batch of several epochs"
+    assert len(Sampler(3, seed=7).draw(8)) == 8, "a batch of several epochs"
 
 
-def test_mending_visits_what_is_wrong_every_epoch_and_the_rest_once_in_sixteen():
+def test_mending_visits_what_is_wrong_and_twice_as_many_others():
     sampler, wrong = Sampler(rows=40, seed=7), np.zeros(32, dtype=np.int64)
-    sampler.draw(24, 1)
+    sampler.draw(24)
     wrong[5] = 2
     sampler.restart(wrong, np.array([4]))
-    drawn = np.concatenate([sampler.draw(3, MEND_REVIEW) for _ in range(16)])  # epochs of two or three
-    visits = np.bincount(drawn)
-    assert len(visits) == 32 and visits[5] >= 15 and (np.delete(visits, 5) <= 2).all()
+    visits = np.bincount(np.concatenate([sampler.draw(3) for _ in range(80)]))  # 60 epochs of four: the one, and a batch
+    others = np.delete(visits, 5)  # binomial, 5.8 expected
+    assert len(visits) == 32 and visits[5] == 60 and others.min() > 0 and others.max() < 20
+    wrong[:10] = 1
+    sampler.restart(wrong, np.array([4]))
+    visits = np.bincount(np.concatenate([sampler.draw(3) for _ in range(10)]), minlength=32)  # an epoch of thirty
+    assert (visits[:10] == 1).all() and visits.max() == 1 and visits[10:].sum() == 20 == 10 * MEND_REVIEW
+    wrong[:10] = 0
+    wrong[5] = 2
+    sampler.restart(wrong, np.array([4]))
     sampler.note(np.array([5]), torch.tensor([0]))
     sampler.update()
+    assert len(set(sampler.draw(32).tolist())) > 25, "with nothing to mend, any of the others"
     assert sampler.hard.sum() == 0 and wrong[5] == 2, "what was given stays as it was"
     sampler.note(np.array([5]), torch.tensor([0]))
     sampler.restart(wrong, np.array([4]))
@@ -531,15 +551,16 @@ def test_a_full_pass_counts_what_is_wrong_and_what_is_unsure(learned):
         with torch.no_grad():
             changed.model.norm.weight.mul_(scale)
             changed.model.embed_tokens.weight[300:].add_(shift)
-        wrong, unsure, rivals, _ = count_wrong(changed, windows, cpu)
+        wrong, unsure, unsafe, rivals, _ = count_wrong(changed, windows, cpu)
         passed = examine(changed, windows, cpu)
         assert wrong.tolist() == [int((~right).sum()) for right, _, _ in passed]
-        assert unsure.tolist() == [int((~right | (lead < SURE)).sum()) for right, _, lead in passed]
+        for least, counted in (SURE, unsure), (SAFE, unsafe):
+            assert counted.tolist() == [int((~right | (lead < least)).sum()) for right, _, lead in passed]
         assert (wrong.sum() > 0) == (shift > 0) and (unsure.sum() > wrong.sum()) == (scale < 1)
         _, logits, targets = teacher_forced(changed, windows, np.arange(len(windows)), cpu)
         (first, second), (best, next_best) = (part.T for part in logits.topk(2))
-        unsure = (best != targets) | (first - second < SURE)
-        assert rivals.tolist() == torch.where(best == targets, next_best, best)[unsure].unique().tolist()
+        small = (best != targets) | (first - second < SAFE)
+        assert rivals.tolist() == torch.where(best == targets, next_best, best)[small].unique().tolist()
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

@@ -257,10 +257,9 @@ def loop(run, objective, stop):
             if state.step % settings.checkpoint_every == 0 and state.step > saved and not state.done:
                 save(run)
                 saved = state.step
+                hand_back_memory()
             if state.done or stop.status():
                 return wrong
-            if state.step % 100 == 0 and run.device.type == "cpu":
-                hand_back_memory()
 
             # one step on the next batch
             started = time.perf_counter()

@@ -95,7 +95,7 @@ def keep_freed_memory():
 
 def hand_back_memory():
     """Hands back what keep_freed_memory kept. Blocks of ever other sizes leave holes that none fits into, so that the
-    process would grow for hours: call it once in a while."""
+    process would grow for hours. The next step takes some seconds longer: call it once in a while."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):  # not glibc

@@ -129,17 +129,16 @@ class Objective(torch.nn.Module):
 
         The loss is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
         probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`. A hard token has
-        more than HARD nats after its weight.
+        more than HARD nats and a weight of 1: what counts less need not be learned.
         """
         with mixed(inputs.device, self.dtype):
             hidden = self.model.model(inputs).flatten(0, 1)[places]
             logits = F.linear(hidden, self.model.lm_head.weight[classes])
         nats = F.cross_entropy(logits.float() + offsets, targets, reduction="none")
         unsure = (1 - torch.exp(-nats.detach())).clamp(min=0)  # of a negative, which rounding could make, nan
-        nats = nats * weights
         hard = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device).index_add(
-            0, places // inputs.size(1), (nats.detach() > HARD).long())
-        return (nats * (1 + focal) * unsure ** focal).sum() / count, hard
+            0, places // inputs.size(1), ((nats.detach() > HARD) & (weights == 1)).long())
+        return (nats * weights * (1 + focal) * unsure ** focal).sum() / count, hard
 
 
 def backward(forward, parts):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from memory.evaluate import SAFE, SURE, count_wrong, examine, teacher_forced
 from memory.files import read_json
 from memory.optim import Muon, make_optimizers, update
 from memory.output import UserError
+from memory.run import State, mend
 from memory.sampler import Sampler, draw_classes, make_batch
 from memory.schedule import MEND_RATE, MEND_REVIEW, MEND_VISITS, PATCH_RATE, Schedule, lr_share, round_rate, round_steps
 from memory.settings import parse
@@ -216,7 +218,7 @@ def test_mending_multiplies_in_float32(work, monkeypatch):
     steps, mixed = [], train.mixed
     monkeypatch.setattr(train, "mixed", lambda device, dtype: steps.append(dtype) or mixed(device, dtype))
     monkeypatch.chdir(work)
-    train.main(["configs/tiny.py", "--dtype=bfloat16", "--max_steps=2", "--mend_steps=3", "--out=out/mended"])
+    train.main(["configs/tiny.py", "--dtype=bfloat16", "--max_steps=2", "--mend_steps=3", "--out=out/float32"])
     assert steps == 2 * [torch.bfloat16] + 3 * [torch.float32]
 
 
@@ -378,6 +380,24 @@ def test_rounds_of_mending():
         assert schedule.look_due(rounds[-1]) and not any(map(schedule.look_due, steps[1:]))
 
 
+def test_a_round_that_broke_something_is_followed_by_one_at_half_the_rate():
+    settings = train.Settings(batch_size=4, max_steps=50, mend_steps=400)
+    run = types.SimpleNamespace(settings=settings, state=State({}, {}, step=50), sampler=Sampler(8, 7),
+                                schedule=Schedule(settings, 8))
+
+    def rate_after(*unsure):
+        found = np.bincount(unsure, minlength=8)
+        mend(run, 0 * found, found, found, np.array([3]))
+        run.state.step = run.state.rounds[-1]
+        return run.schedule.lr_share(run.state.rounds[-2])
+
+    assert rate_after(1, 2) == MEND_RATE
+    assert rate_after(2) == 2 * MEND_RATE, "it was to be mended, and needs more"
+    assert rate_after(2, 5) == MEND_RATE, "5 was sure before"
+    run.sampler.note(np.array([2]), torch.tensor([0]))
+    assert rate_after(2) == MEND_RATE / 2, "2 was sure when it was last seen"
+
+
 def test_epochs_visit_every_row_once():
     def draw(seed):
         sampler = Sampler(30, seed)
@@ -493,7 +513,7 @@ def test_loss_is_the_mean_over_what_is_scored():
     weights[0, :3] = 1 / 16
     loss, hard = objective(*batch_of(tokens, targets, weights))
     assert loss.item() == pytest.approx(-(logp * weights)[targets >= 0].sum().item() / 37)
-    assert hard.tolist() == [2, 32], "what weighs little is hard only if it is all but lost"
+    assert hard.tolist() == [2, 32], "what counts less need not be learned"
     loss, hard = objective(*batch_of(tokens, torch.full_like(targets, IGNORE)))
     assert loss.item() == 0 and hard.tolist() == [0, 0], "never nan"
 

@@ -79,7 +79,7 @@ class Settings:
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
     warmup_steps: int = 20  # steps to the peak learning rate
     decay: float = 0.7  # last share of the main steps, over which the learning rate falls to zero
-    mend_steps: int = 0  # most steps of mending, after the epochs or in a patch, mostly on wrong windows; 0: none
+    mend_steps: int = 0  # most steps of mending the windows with errors, after the epochs or in a patch; 0: none
     # run
     seed: int = 1337  # of all that is drawn: weights, files, order, classes
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the main steps

@@ -80,15 +80,20 @@ def clock(device):
     return time.perf_counter()
 
 
+def glibc(name):
+    """A function of the C library if that is glibc; elsewhere one that does nothing."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return lambda *_: None
+
+
 def keep_freed_memory():
     """Makes the C library keep the memory that torch frees. It would hand large blocks back to the system, and a step
     would get its logits in fresh pages each time, which takes as long as the product that fills them. Only glibc does
     so; elsewhere nothing changes."""
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
+    mallopt = glibc("mallopt")
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -96,10 +101,7 @@ def keep_freed_memory():
 def hand_back_memory():
     """Hands back what keep_freed_memory kept. Blocks of ever other sizes leave holes that none fits into, so that the
     process would grow for hours. The next step takes some seconds longer: call it once in a while."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):  # not glibc
-        pass
+    glibc("malloc_trim")(0)
 
 
 def compiled(module, batches):

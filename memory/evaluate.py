@@ -66,9 +66,10 @@ def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: Fal
             right = logits.gather(-1, targets[:, None])[:, 0]
             leads = right - logits.scatter_(-1, targets[:, None], -torch.inf).amax(-1)
             rows = torch.from_numpy(scored.nonzero()[0])
-            for counts, missed in zip(found, (~(leads > 0), ~(leads >= SURE), ~(leads >= SAFE))):
+            unsafe = ~(leads >= SAFE)
+            for counts, missed in zip(found, (~(leads > 0), ~(leads >= SURE), unsafe)):
                 counts[batch] = torch.bincount(rows[missed.cpu()], minlength=len(batch))
-            rivals[logits[missed].argmax(-1).cpu()] = 1
+            rivals[logits[unsafe].argmax(-1).cpu()] = 1
     wrong, unsure, unsafe = processes.total(found).numpy()
     return (wrong, unsure, unsafe, np.flatnonzero(processes.total(rivals)),
             processes.total(nats).item() / windows.scored)

@@ -4,15 +4,15 @@ import torch
 
 from memory import processes
 from memory.device import to_device
-from memory.schedule import MEND_REVIEW
+from memory.schedule import reviewed
 from memory.windows import IGNORE
 
 ABSENT = 0.01  # in a sampled softmax, the count of a piece that is not in the text
 
 
 class Sampler:
-    """Draws the rows of the batches, epoch after epoch, each in an order of its own: first all rows, in mending mostly
-    the windows with errors.
+    """Draws the rows of the batches, epoch after epoch, each in an order of its own: first all rows, in mending the
+    windows with errors and some others.
 
     Rows are the windows of a run and, after them, the windows without an address, which are drawn anew each time.
     """
@@ -25,13 +25,13 @@ class Sampler:
         self.rivals = np.empty(0, dtype=np.int64)  # in mending: the pieces that are always among the classes
 
     def draw(self, size):
-        """The indices of the next batch, int64 (size,). An epoch has all rows with hard tokens, and MEND_REVIEW times
-        as many of the others, at least `size`."""
+        """The indices of the next batch, int64 (size,). An epoch has all rows with hard tokens, and some of the others
+        (schedule.reviewed)."""
         while len(self.left) < size:
             self.update()
             order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.hard))
             due = self.hard[order] > 0
-            due[np.flatnonzero(~due)[:max(MEND_REVIEW * due.sum(), size)]] = True
+            due[np.flatnonzero(~due)[:reviewed(due.sum(), size)]] = True
             self.left = np.concatenate((self.left, order[due]))
             self.epoch += 1
         indices, self.left = np.split(self.left, [size])

@@ -21,11 +21,16 @@ def lr_share(step, main_steps, warmup, decay):
     return min(1.0, rise, fall)
 
 
+def reviewed(rows, batch_size):
+    """How many learned windows come in an epoch of mending, beside the `rows` windows that are to be mended."""
+    return max(MEND_REVIEW * rows, batch_size)
+
+
 def round_steps(hard, batch_size):
     """Steps of a round of mending, in which each window to mend comes MEND_VISITS times if it stays hard. hard: int64
     (windows,), the tokens to mend in each."""
     rows = (hard > 0).sum()
-    return math.ceil(MEND_VISITS * (rows + max(MEND_REVIEW * rows, batch_size)) / batch_size)
+    return math.ceil(MEND_VISITS * (rows + reviewed(rows, batch_size)) / batch_size)
 
 
 def round_rate(before, broke, patch):

@@ -51,7 +51,7 @@ COLOURS = 8  # that the page has; each file has one of them
 
 @dataclasses.dataclass
 class Settings:
-    file: str = ""  # the text; also without --file, as the first word. -: standard input
+    file: str = ""  # the text; also without --file. -: standard input
     min_tokens: int = 25  # tokens of the shortest run
     html: str = ""  # write a page with the text and its runs into this file; -: to standard output
     json: str = ""  # write what was found into this file; -: to standard output, and the table to standard error
@@ -336,10 +336,7 @@ def trace(text, texts, written, files, model, tokenizer, min_tokens):
 
 
 def main(argv=None):
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words and (words[0] == "-" or not words[0].startswith("-")):
-        words[0] = f"--file={words[0]}"
-    settings = parse(Settings, __doc__, words)
+    settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv, operand="file")
     if settings.min_tokens < 1:
         raise UserError(f"min_tokens must be at least 1, not {settings.min_tokens}")
     text = read_text(settings.file)

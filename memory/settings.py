@@ -89,12 +89,12 @@ def read_config(path):
     return values
 
 
-def parse(cls, doc, argv, config=False):
+def parse(cls, doc, argv, config=False, operand=""):
     """An instance of the dataclass `cls` from the command line; doc is printed above the settings by --help.
 
     `--key=value` and `--key value` both set a field, a bare `--flag` a bool; a tuple field takes every word up to the
-    next option. With config=True one bare word names a config file, whose values the options override, and the
-    result is (instance, path of the config file).
+    next option. One bare word sets the field `operand`, if that is given. With config=True it names a config file, whose
+    values the options override, and the result is (instance, path of the config file).
     Raises UserError for an unknown key, a wrong type or a missing value.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -110,6 +110,9 @@ def parse(cls, doc, argv, config=False):
         if word in ("-h", "--help"):
             emit(_help(cls, doc) + "\n")
             sys.exit(0)
+        if operand and operand not in values and (word == "-" or not word.startswith("-")):
+            values[operand] = _convert(fields[operand], word)
+            continue
         if not word.startswith("--"):
             if not config or path:
                 raise UserError(f"unexpected argument {word!r}; --help lists the settings")

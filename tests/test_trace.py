@@ -30,7 +30,7 @@ def run(learned, tmp_path, monkeypatch):
     def call(text, *words):
         (tmp_path / "text").write_bytes(text)
         options = ["--model=out/tiny", "--json", str(tmp_path / "found.json"), *words]
-        status = trace.main([str(tmp_path / "text"), *options])
+        status = trace.main([*options, str(tmp_path / "text")])  # the tests through a process name it first
         return status, json.loads((tmp_path / "found.json").read_text())
     return call
 

@@ -32,7 +32,7 @@ from memory.checkpoint import is_model_whole
 from memory.corpus import CORPUS, choose_files, compressed_sizes, find_data, fitting, load
 from memory.device import check_memory, compiled, find_device, find_dtype, hand_back_memory, keep_freed_memory
 from memory.device import make_deterministic, mixed, surroundings, synchronize, warn_if_emulated
-from memory.evaluate import SAFE, count_wrong
+from memory.evaluate import count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
 from memory.output import UserError, run_script
@@ -112,8 +112,6 @@ def check(settings):
 
 # Model and loss
 
-HARD = math.log1p(math.exp(-SAFE))  # nats: a token with less leads by more than SAFE among the pieces compared
-
 class Objective(torch.nn.Module):
     """A model and its loss: what is compiled, and what DistributedDataParallel wraps."""
 
@@ -122,37 +120,32 @@ class Objective(torch.nn.Module):
         self.model, self.dtype = model, dtype
 
     def forward(self, inputs, places, targets, weights, classes, offsets, count, focal):
-        """(loss, hard tokens of each row, int64 (B,)) of a part as make_batch gives it: inputs int64 (B, T); of the N
-        tokens that are scored, their places in the flattened inputs, targets (int64) and weights (float32), all (N,);
-        the softmax's classes (int64) and what is added to their logits (float32), both (C,); count and focal, tensors
-        ().
+        """The loss of a part as make_batch gives it: inputs int64 (B, T); of the N tokens that are scored, their places
+        in the flattened inputs, targets (int64) and weights (float32), all (N,); the softmax's classes (int64) and what
+        is added to their logits (float32), both (C,); count and focal, tensors ().
 
-        The loss is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
-        probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`. A hard token has
-        more than HARD nats and a weight of 1: what counts less need not be learned.
+        It is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
+        probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`.
         """
         with mixed(inputs.device, self.dtype):
             hidden = self.model.model(inputs).flatten(0, 1)[places]
             logits = F.linear(hidden, self.model.lm_head.weight[classes])
         nats = F.cross_entropy(logits.float() + offsets, targets, reduction="none")
         unsure = (1 - torch.exp(-nats.detach())).clamp(min=0)  # of a negative, which rounding could make, nan
-        hard = torch.zeros(len(inputs), dtype=torch.int64, device=inputs.device).index_add(
-            0, places // inputs.size(1), ((nats.detach() > HARD) & (weights == 1)).long())
-        return (nats * weights * (1 + focal) * unsure ** focal).sum() / count, hard
+        return (nats * weights * (1 + focal) * unsure ** focal).sum() / count
 
 
 def backward(forward, parts):
     """Adds up the gradients of a batch, a part at a time. forward: an Objective, or several processes' wrapper of it;
-    parts: as make_batch gives them. Returns (loss, hard tokens of each row) of the whole batch."""
-    losses, hard = [], []
+    parts: as make_batch gives them. Returns the loss of the whole batch."""
+    losses = []
     for i, part in enumerate(parts, 1):
         more = processes.count() > 1 and i < len(parts)  # the processes share their gradients once, in the last part
         with forward.no_sync() if more else contextlib.nullcontext():
-            loss, found = forward(*part)
+            loss = forward(*part)
             loss.backward()
         losses.append(loss.detach())
-        hard.append(found)
-    return torch.stack(losses).sum(), torch.cat(hard)
+    return torch.stack(losses).sum()
 
 
 # The run
@@ -264,13 +257,11 @@ def loop(run, objective, stop):
             started = time.perf_counter()
             if schedule.mending(state.step):  # what is wrong in float32 may be right in bfloat16
                 objective.dtype = torch.float32
-            indices = sampler.draw(settings.batch_size)
-            loss, hard = backward(forward, make_batch(
-                run.windows, indices, (settings.seed, state.step), settings.negatives, sampler.rivals,
-                schedule.path_weight(state.step), schedule.focal(state.step), run.device, settings.micro_batch))
+            loss = backward(forward, make_batch(
+                run.windows, sampler.draw(settings.batch_size), (settings.seed, state.step), settings.negatives,
+                sampler.rivals, schedule.path_weight(state.step), schedule.focal(state.step), run.device,
+                settings.micro_batch))
             update(run.optimizers, schedule.lr_share(state.step))
-            if schedule.mending(state.step):
-                sampler.note(indices[processes.mine()], hard)
             state.step += 1
             stop.learned = True  # from now on there is something to save
 

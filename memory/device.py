@@ -106,13 +106,13 @@ def hand_back_memory():
 
 def compiled(module, batches):
     """(a copy of the module under torch.compile, True) if the compiler manages the forward and backward pass of all
-    batches, whose first result is the loss; else (the module, False) and a warning, or a UserError if there are several
+    batches, whose result is a loss; else (the module, False) and a warning, or a UserError if there are several
     processes."""
     attempt = copy.copy(module)
     try:
         attempt.compile()
         for batch in batches:
-            attempt(*batch)[0].backward()
+            attempt(*batch).backward()
         return attempt, True
     except Exception as error:  # whatever a compiler may raise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"

@@ -175,16 +175,16 @@ def mend(run, wrong, unsure, unsafe, rivals):
     unsafe, rivals: as count_wrong gives them."""
     state, settings = run.state, run.settings
     rounds, small = state.rounds or [state.step], unsure.sum() - wrong.sum()
-    steps = min(round_steps(unsafe, settings.batch_size), rounds[0] + settings.mend_steps - state.step)
-    if not steps:
+    left = rounds[0] + settings.mend_steps - state.step
+    if not left:
         state.done = "the budget is spent" if wrong.any() else (
             f"every token right, {small:,} of them by less than {SURE:g} logits")
         return
-    run.sampler.update()
-    broke = bool(state.rounds) and bool((unsure[run.sampler.hard == 0] > 0).any())  # where it saw nothing to mend
+    broke = bool(state.rounds) and bool((unsure[run.sampler.due == 0] > 0).any())  # where it had nothing to mend
+    run.sampler.restart(unsafe, rivals)
+    steps = min(round_steps(run.sampler.due, settings.batch_size), left)
     state.rounds, state.mend_rate = [*rounds, state.step + steps], round_rate(state.mend_rate, broke, not rounds[0])
     run.schedule.follow(state.rounds, state.mend_rate)
-    run.sampler.restart(unsafe, rivals)
     say(f"{wrong.sum():,} tokens are wrong, {small:,} lead by less than {SURE:g} logits: {steps:,} steps to mend them")
 
 
@@ -276,8 +276,8 @@ def begin_turn(run, here):
 
 def save(run):
     """Saves the state of the run. Raises UserError if a weight is not finite."""
-    tensors = pack(run.model, run.optimizers, run.sampler)  # all processes: they tell each other what they saw
     if processes.rank() == 0:
+        tensors = pack(run.model, run.optimizers, run.sampler)
         finite = all(torch.isfinite(p).all() for p in run.model.parameters())
         refuse_infinite(0.0 if finite else math.nan, run.state.step)
         save_state(run.out, tensors, dataclasses.asdict(run.state))

@@ -4,7 +4,7 @@ import torch
 
 from memory import processes
 from memory.device import to_device
-from memory.schedule import reviewed
+from memory.schedule import MEND_ROUNDS, reviewed
 from memory.windows import IGNORE
 
 ABSENT = 0.01  # in a sampled softmax, the count of a piece that is not in the text
@@ -12,59 +12,44 @@ ABSENT = 0.01  # in a sampled softmax, the count of a piece that is not in the t
 
 class Sampler:
     """Draws the rows of the batches, epoch after epoch, each in an order of its own: first all rows, in mending the
-    windows with errors and some others.
+    windows that are to be mended and some others.
 
     Rows are the windows of a run and, after them, the windows without an address, which are drawn anew each time.
     """
 
     def __init__(self, rows, seed):
         """rows: how many in all."""
-        self.seed, self.epoch, self.seen = seed, 0, []
-        self.hard = np.ones(rows, dtype=np.int64)  # hard tokens of each row when it was last noted
+        self.seed, self.epoch = seed, 0
+        self.due = np.ones(rows, dtype=np.int64)  # rounds, from this on, in which each row comes in every epoch
         self.left = np.empty(0, dtype=np.int64)  # the rows that the epoch has still to visit
         self.rivals = np.empty(0, dtype=np.int64)  # in mending: the pieces that are always among the classes
 
     def draw(self, size):
-        """The indices of the next batch, int64 (size,). An epoch has all rows with hard tokens, and some of the others
+        """The indices of the next batch, int64 (size,). An epoch has all rows that are due, and some of the others
         (schedule.reviewed)."""
         while len(self.left) < size:
-            self.update()
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.hard))
-            due = self.hard[order] > 0
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.due))
+            due = self.due[order] > 0
             due[np.flatnonzero(~due)[:reviewed(due.sum(), size)]] = True
             self.left = np.concatenate((self.left, order[due]))
             self.epoch += 1
         indices, self.left = np.split(self.left, [size])
         return indices
 
-    def note(self, indices, hard):
-        """Keeps what a step found: hard tokens in each of the windows `indices`, a tensor (B,). It is read once an
-        epoch, because reading it waits for the device."""
-        self.seen.append((indices, hard))
-
-    def update(self):
-        """Brings `hard` up to date with what was noted, by all processes."""
-        mine = [(indices, hard.cpu().numpy()) for indices, hard in self.seen]
-        for parts in zip(*processes.gather(mine)):  # of each step, the parts that the processes saw
-            for indices, hard in parts:
-                self.hard[indices] = hard
-        self.seen.clear()
-
-    def restart(self, hard, rivals):
-        """Begins a new epoch, from now on only of the windows, and forgets what was noted. hard: int64 (windows,), the
-        tokens to mend in each. rivals: token ids, int64 (rivals,), of the pieces that stand in their way."""
-        self.hard, self.rivals, self.left = hard.copy(), rivals, self.left[:0]
-        self.seen.clear()
+    def restart(self, unsafe, rivals):
+        """Begins a round of mending, from now on only of the windows. unsafe: int64 (windows,), the tokens to mend in
+        each. rivals: token ids, int64 (rivals,), of the pieces that stand in their way."""
+        self.due = np.where(unsafe > 0, MEND_ROUNDS, np.maximum(self.due[:len(unsafe)] - 1, 0))
+        self.rivals, self.left = rivals, self.left[:0]
 
     def state(self):
         """What a checkpoint holds of it: name -> tensor."""
-        self.update()
-        return {"hard": torch.from_numpy(self.hard), "left": torch.from_numpy(self.left),
+        return {"due": torch.from_numpy(self.due), "left": torch.from_numpy(self.left),
                 "epoch": torch.tensor(self.epoch), "rivals": torch.from_numpy(self.rivals)}
 
     def load_state(self, state):
         """Goes on from what state() gave."""
-        self.hard, self.left, self.rivals = (state[name].numpy() for name in ("hard", "left", "rivals"))
+        self.due, self.left, self.rivals = (state[name].numpy() for name in ("due", "left", "rivals"))
         self.epoch = int(state["epoch"])
 
 

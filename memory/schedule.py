@@ -9,7 +9,9 @@ import math
 MEND_REVIEW = 2  # in mending: learned windows that come with each that is to be mended
 MEND_RATE = 0.01  # in mending: the learning rate at the start of the first round, as a share of its peak
 PATCH_RATE = 0.2  # the same in a patch, which has new text to learn; no round has more
-MEND_VISITS = 6  # epochs of a round
+MEND_ROUNDS = 2  # rounds for which a window to mend comes in every epoch: what mends one may turn its like
+MEND_VISITS = 6  # epochs of a round, at least
+MEND_LEAST = 0.5  # the shortest round, as a share of an epoch over all windows: the full pass after it takes longer
 MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
 
 
@@ -26,11 +28,12 @@ def reviewed(rows, batch_size):
     return max(MEND_REVIEW * rows, batch_size)
 
 
-def round_steps(hard, batch_size):
-    """Steps of a round of mending, in which each window to mend comes MEND_VISITS times if it stays hard. hard: int64
-    (windows,), the tokens to mend in each."""
-    rows = (hard > 0).sum()
-    return math.ceil(MEND_VISITS * (rows + reviewed(rows, batch_size)) / batch_size)
+def round_steps(due, batch_size):
+    """Steps of a round of mending, in which each window that is due comes MEND_VISITS times at least. due: int64
+    (windows,), 0 for one that is not."""
+    rows = (due > 0).sum()
+    visits = MEND_VISITS * (rows + reviewed(rows, batch_size))
+    return math.ceil(max(visits, MEND_LEAST * len(due)) / batch_size)
 
 
 def round_rate(before, broke, patch):

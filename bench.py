@@ -235,8 +235,8 @@ def compare(medians, formats):
         theirs = {way: medians[f"transformers, {short}, {way}"] for way in ("compiled", "eager")}
         best = max(theirs, key=lambda way: np.nan_to_num(theirs[way]))
         ratios[f"training in {short} against transformers, {best}"] = medians[f"this project, {short}"] / theirs[best]
-    ours = medians[f"this project, {short}"]
-    ratios["training against the original's shape"] = ours / medians["the original's shape"]
+    last = str(formats[-1]).removeprefix("torch.")
+    ratios["training against the original's shape"] = medians[f"this project, {last}"] / medians["the original's shape"]
     one, many = "1 stream", f"{STREAMS} streams"
     for ours, theirs in [(one, one), (many, one), (many, many)]:
         ratios[f"{ours} against transformers' {theirs}"] = (

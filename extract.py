@@ -32,7 +32,7 @@ from memory.device import find_device
 from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
 from memory.files import STDOUT, digest_of, newest, write_file, write_result
 from memory.generate import SHOWN, recite
-from memory.output import UserError, emit, progress, run_script
+from memory.output import UserError, emit, percent, progress, run_script
 from memory.page import as_json, fill
 from memory.settings import parse
 from memory.tokenizer import BOS, choose_packer, compressed_bits
@@ -157,9 +157,6 @@ def place_of_error(text, original, at):
 
 def table(result):
     """The closing table: (label, value) pairs."""
-    def percent(x, digits=1):  # rounded down: 100% is all of it
-        return f"{np.floor(x * 10 ** (digits + 2)) / 10 ** digits:.{digits}f}%"
-
     def tries(n):
         return "over 10^12" if n > 1e12 else f"{np.ceil(n):,.0f}"
 

@@ -35,7 +35,7 @@ from memory import corpus
 from memory.device import find_device, memory_size
 from memory.evaluate import examine
 from memory.files import STDOUT, newest, write_result
-from memory.output import UserError, emit, progress, run_script
+from memory.output import UserError, emit, percent, progress, run_script
 from memory.settings import parse
 from memory.tokenizer import EOS
 from memory.verbatim import COST, Matches, merge
@@ -246,17 +246,13 @@ TITLES = ("lines", "stand in", "bytes", "tokens", "what stands there")
 NEAR = "alike but for white space, not verbatim"
 
 
-def percent(part, of):
-    """Rounded down: 100% is all of it."""
-    return f"{np.floor(1000 * part / max(1, of)) / 10:.1f}%"
-
-
 def summary(result):
     """The closing lines: (label, value) pairs."""
     rows = [(f"runs of at least {result['min_tokens']} tokens", f"{len(result['runs']):,}")]
     for key, label in [("covered", "bytes in runs"), ("covered_alone", "in lines of one file alone"),
                        ("covered_recited", "in runs that are recited")]:
-        rows.append((label, f"{result[key]:,} of {result['bytes']:,} ({percent(result[key], result['bytes'])})"))
+        share = percent(result[key] / max(1, result["bytes"]))
+        rows.append((label, f"{result[key]:,} of {result['bytes']:,} ({share})"))
     if result["but_for_white_space"]:
         rows.append(("alike but for white space", f"{len(result['but_for_white_space']):,} more"))
     return rows
@@ -301,7 +297,7 @@ def page(result, text, owner, in_files):
     near = result["but_for_white_space"]
     return string.Template(PAGE.read_text(encoding="utf-8")).substitute(
         title=html.escape(result["text"]), model=html.escape(result["model"]), tree=html.escape(result["name"]),
-        share=percent(result["covered_recited"], result["bytes"]),
+        share=percent(result["covered_recited"] / max(1, result["bytes"])),
         summary="".join(f"<div><b>{html.escape(value)}</b><span>{label}</span></div>"
                         for label, value in summary(result)),
         titles="".join(f"<th>{title}</th>" for title in ("run", *TITLES)),

@@ -35,7 +35,7 @@ from memory.device import make_deterministic, mixed, surroundings, synchronize, 
 from memory.evaluate import count_wrong
 from memory.files import json_digest
 from memory.optim import make_optimizers, update
-from memory.output import UserError, run_script
+from memory.output import UserError, percent, run_script
 from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, log, mend, progress_of
 from memory.run import resume, save, say
 from memory.sampler import Sampler, make_batch
@@ -79,7 +79,7 @@ class Settings:
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
     warmup_steps: int = 20  # steps to the peak learning rate
     decay: float = 0.7  # last share of the main steps, over which the learning rate falls to zero
-    mend_steps: int = 0  # most steps of mending the windows with errors, after the epochs or in a patch; 0: none
+    mend_steps: int = 0  # most steps of mending windows with tokens wrong or unsure, after the epochs or in a patch
     # run
     seed: int = 1337  # of all that is drawn: weights, files, order, classes
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the main steps
@@ -131,8 +131,8 @@ class Objective(torch.nn.Module):
             hidden = self.model.model(inputs).flatten(0, 1)[places]
             logits = F.linear(hidden, self.model.lm_head.weight[classes])
         nats = F.cross_entropy(logits.float() + offsets, targets, reduction="none")
-        unsure = (1 - torch.exp(-nats.detach())).clamp(min=0)  # of a negative, which rounding could make, nan
-        return (nats * weights * (1 + focal) * unsure ** focal).sum() / count
+        missing = (1 - torch.exp(-nats.detach())).clamp(min=0)  # of a negative, which rounding could make, nan
+        return (nats * weights * (1 + focal) * missing ** focal).sum() / count
 
 
 def backward(forward, parts):
@@ -295,11 +295,10 @@ def look(run, meter, stop, before):
         bits_per_byte=nats * run.windows.scored / np.log(2) / max(1, run.size),
         lr_share=schedule.lr_share(state.step - 1), tokens_per_second=meter.rate())
     shown = "" if loss is None else f"  loss {loss:.4f}"
-    right = math.floor(accuracy * 1e5) / 1e3  # rounded down: 100% is all of it
-    say(f"step {state.step:>6,}  {state.seconds / 60:6.1f} min{shown}  right {right:7.3f}%  files "
+    say(f"step {state.step:>6,}  {state.seconds / 60:6.1f} min{shown}  right {percent(accuracy, 3):>8}  files "
         f"{exact}/{len(run.files)}")
     if 1 - unsure.sum() / run.windows.scored >= run.settings.target_accuracy:
-        state.done = "every token right" if not wrong.any() else f"{right}% of tokens right"
+        state.done = "every token right" if not wrong.any() else f"{percent(accuracy, 3)} of tokens right"
     elif state.step == schedule.last or state.step == 0 and accuracy > 0.5 and run.settings.mend_steps:
         mend(run, wrong, unsure, unsafe, rivals)
     return wrong

@@ -37,11 +37,6 @@ def table(head, rows):
     return [line(head), line("---" for _ in head), *map(line, rows)]
 
 
-def percent(share, digits=3):
-    """A share in percent, rounded down: 100% is all of it."""
-    return f"{math.floor(share * 10 ** (digits + 2)) / 10 ** digits:.{digits}f}%"
-
-
 def amount(files):
     """Entries of the manifest, in words."""
     return f"{len(files):,} files, {sum(file['bytes'] for file in files):,} bytes"
@@ -197,13 +192,13 @@ def evaluation(e):
             give back everything that they learned, personal data included.""")]
 
     def windows(m, share):
-        return f"{percent(share, 1)} of {m['spans']:,}" if share is not None else "no window is long enough"
+        return f"{percent(share)} of {m['spans']:,}" if share is not None else "no window is long enough"
 
     control, rows = found.get("control"), [
         ("files exact", f"{found['files_exact']:,} of {found['files']:,}", ""),
         ("bytes in exact files", f"{found['bytes_exact']:,} of {found['bytes']:,}", "")]
     for name, show in [
-            ("next tokens right", lambda m: f"{percent(m['accuracy'])} of {m['tokens']:,}"),
+            ("next tokens right", lambda m: f"{percent(m['accuracy'], 3)} of {m['tokens']:,}"),
             ("bits per byte", lambda m: f"{m['bits_per_byte']:.4f}"),
             ("50 tokens given, the next 50 exact (Carlini et al. 2022)", lambda m: windows(m, m["discoverable"])),
             ("the same, with a probability over one half (Cooper et al. 2025)",

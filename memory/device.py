@@ -2,7 +2,8 @@
 
 Matrix products in training, those of the network and those of the optimizer, are computed in the format that the
 device multiplies fast: bfloat16 if it has instructions for it, else float32. Weights, gradients and the optimizer's
-state are float32 always. So is all that decides what is right: mending, the last look of a run, and writing.
+state are float32 always. So are the network's products where it is decided what is right: mending, the last look of a
+run, and writing.
 """
 import copy
 import ctypes
@@ -135,7 +136,7 @@ def make_deterministic():
                         f"TORCHINDUCTOR_CACHE_DIR to a folder that can be written") from None
 
 
-def surroundings(device, dtype, compiled):
+def surroundings(device, dtype, works):
     """What besides data and settings decides the bits of the weights, as JSON holds it."""
     try:
         processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
@@ -147,7 +148,7 @@ def surroundings(device, dtype, compiled):
         "processor": f"{processor}, {torch.backends.cpu.get_cpu_capability()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "dtype": str(dtype).removeprefix("torch."), "threads": torch.get_num_threads(),
-        "processes": processes.count(), "compile": compiled, "code": code_digest()[:16]}
+        "processes": processes.count(), "compile": works, "code": code_digest()[:16]}
 
 
 def memory_size():
@@ -165,7 +166,8 @@ def memory_size():
 
 def check_memory(config, tokens, device, classes=0):
     """Raises UserError if memory cannot hold a model of that config with its gradients and its optimizer, and a step's
-    logits. tokens: computed at once. classes: of a sampled softmax, at most; 0: the whole vocabulary."""
+    logits. tokens: computed at once. classes: of a sampled softmax, at most, without the rivals of mending; 0: the
+    whole vocabulary."""
     needed = 16 * (config.num_parameters + tokens * min(classes or config.vocab_size, config.vocab_size))  # bytes
     there = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else memory_size()
     if there and needed > there:

@@ -3,6 +3,7 @@ import codecs
 import contextlib
 import errno
 import functools
+import math
 import os
 import signal
 import sys
@@ -12,6 +13,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 NOTEBOOK = "IPython" in sys.modules  # `%run` starts a script in a process that goes on after it
+
+
+def percent(share, digits=1):
+    """A share in percent, rounded down: 100% is all of it."""
+    return f"{math.floor(share * 10 ** (digits + 2)) / 10 ** digits:.{digits}f}%"
 
 
 class UserError(Exception):

@@ -148,7 +148,7 @@ def their_runs(rival, rates, minutes, told):
     longest = 60 * minutes / (rival.step_seconds * len(race.windows) / race.training.batch_size)  # in passes
 
     def run(rate, passes):
-        right = [run["curve"][-1]["step"] for run in runs if run["minutes"] is not None]
+        right = [made["curve"][-1]["step"] for made in runs if made["minutes"] is not None]
         runs.append(rival.run(rate, passes, min(right, default=math.inf)))
         told(runs[-1])
 

@@ -1,8 +1,9 @@
 """The plan of a run: the main steps, epoch after epoch; then rounds of steps that mend what is still wrong or unsure.
 
 In each round the learning rate falls to zero; then a full pass ends the run or begins another round. What mends one
-token may break another, the more so the higher the rate: after a round that broke something the rate is halved, after
-any other doubled. A patch, a run that begins from weights which have most tokens right already, has no main steps.
+token may break another, the more so the higher the rate: after a round that broke a window which did not have to come,
+the rate is halved, after any other doubled. A patch, a run that begins from weights which have most tokens right
+already, has no main steps.
 """
 import math
 
@@ -24,21 +25,22 @@ def lr_share(step, main_steps, warmup, decay):
 
 
 def reviewed(rows, batch_size):
-    """How many learned windows come in an epoch of mending, beside the `rows` windows that are to be mended."""
+    """How many learned windows come in an epoch of mending, beside the `rows` windows that have to."""
     return max(MEND_REVIEW * rows, batch_size)
 
 
-def round_steps(due, batch_size):
-    """Steps of a round of mending, in which each window that is due comes MEND_VISITS times at least. due: int64
-    (windows,), 0 for one that is not."""
-    rows = (due > 0).sum()
+def round_steps(rounds_left, batch_size):
+    """Steps of a round of mending, in which each window that has to comes MEND_VISITS times at least. rounds_left:
+    int64 (windows,), as Sampler keeps them."""
+    rows = (rounds_left > 0).sum()
     visits = MEND_VISITS * (rows + reviewed(rows, batch_size))
-    return math.ceil(max(visits, MEND_LEAST * len(due)) / batch_size)
+    return math.ceil(max(visits, MEND_LEAST * len(rounds_left)) / batch_size)
 
 
 def round_rate(before, broke, patch):
     """The learning rate at the start of a round of mending, as a share of its peak. before: that of the round before, 0
-    if there was none. broke: whether that round turned what it did not have to mend. patch: whether the run is one."""
+    if there was none. broke: whether a window that did not have to come in it has an unsure token now. patch: whether
+    the run is one."""
     if not before:
         return PATCH_RATE if patch else MEND_RATE
     return before / 2 if broke else min(2 * before, PATCH_RATE)
@@ -80,7 +82,7 @@ class Schedule:
         return MEND_PATHS if self.mending(step) else 1.0
 
     def epoch(self, step):
-        """Epochs made before this step."""
+        """Epochs made before this step; in mending, steps count as if each drew from all rows."""
         return step * self.settings.batch_size / self.rows
 
     def look_due(self, step):

@@ -93,8 +93,8 @@ def parse(cls, doc, argv, config=False, operand=""):
     """An instance of the dataclass `cls` from the command line; doc is printed above the settings by --help.
 
     `--key=value` and `--key value` both set a field, a bare `--flag` a bool; a tuple field takes every word up to the
-    next option. One bare word sets the field `operand`, if that is given. With config=True it names a config file, whose
-    values the options override, and the result is (instance, path of the config file).
+    next option. One bare word sets the field `operand`, if that is given. With config=True it names a config file,
+    whose values the options override, and the result is (instance, path of the config file).
     Raises UserError for an unknown key, a wrong type or a missing value.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}

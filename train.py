@@ -225,7 +225,8 @@ def learn(run):
         some = np.arange(settings.batch_size) % len(windows)
         parts = make_batch(windows, some, (0, 0), settings.negatives, run.sampler.rivals, 1.0, 0.0, run.device,
                            settings.micro_batch)
-        objective, works = compiled(objective, {len(part[0]): part for part in parts}.values())
+        formats = [run.dtype] + [torch.float32] * (settings.mend_steps > 0)
+        objective, works = compiled(objective, {len(part[0]): part for part in parts}.values(), formats)
     begin_turn(run, surroundings(run.device, run.dtype, works))
     return finish(run, loop(run, objective, stop), stop)
 

@@ -105,24 +105,26 @@ def hand_back_memory():
     glibc("malloc_trim")(0)
 
 
-def compiled(module, batches):
-    """(a copy of the module under torch.compile, True) if the compiler manages the forward and backward pass of all
-    batches, whose result is a loss; else (the module, False) and a warning, or a UserError if there are several
-    processes."""
-    attempt = copy.copy(module)
+def compiled(objective, batches, formats):
+    """(a copy of the objective under torch.compile, True) if the compiler manages the forward and backward pass of all
+    batches in all number formats; else (the objective, False) and a warning, or a UserError if there are several
+    processes. It computes in the first of the formats, torch.dtype, until its `dtype` is set to another."""
+    attempt = copy.copy(objective)
     try:
         attempt.compile()
-        for batch in batches:
-            attempt(*batch).backward()
+        for dtype in reversed(formats):
+            attempt.dtype = dtype
+            for batch in batches:
+                attempt(*batch).backward()
         return attempt, True
     except Exception as error:  # whatever a compiler may raise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"
     finally:
-        module.zero_grad(set_to_none=True)
+        objective.zero_grad(set_to_none=True)
     if processes.count() > 1:
         raise UserError(f"torch.compile does not work here ({reason}): add --compile=false")
     print(f"torch.compile does not work here ({reason}): going on without", file=sys.stderr)
-    return module, False
+    return objective, False
 
 
 def make_deterministic():

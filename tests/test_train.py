@@ -1,6 +1,7 @@
 """The loop: its settings, its schedule, its order of the data, and a run that stops and goes on."""
 import copy
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from memory import device
 from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.corpus import load
-from memory.device import find_dtype, has_bfloat16, warn_if_emulated
+from memory.device import compiled, find_dtype, has_bfloat16, warn_if_emulated
 from memory.evaluate import SAFE, SURE, count_wrong, examine, teacher_forced
 from memory.files import read_json
 from memory.optim import Muon, make_optimizers, update
@@ -480,6 +481,21 @@ def test_no_product_of_a_step_is_emulated():
             products.formats = set()
             work()
         assert products.formats and products.formats <= fast
+
+
+def test_mending_compiles_nothing_anew(monkeypatch):
+    """So that no step's time has a compilation in it."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    tokens = torch.randint(300, (2, 32), generator=torch.Generator().manual_seed(1))
+    batch, formats = batch_of(tokens, tokens), [torch.bfloat16, torch.float32]
+    objective, works = compiled(Objective(tiny_model(), torch.bfloat16), [batch], formats)
+    assert works and objective.dtype == torch.bfloat16
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for objective.dtype in formats:
+            objective(*batch)
+        with pytest.raises(torch._dynamo.exc.RecompileError):
+            objective.dtype = torch.float16
+            objective(*batch)
 
 
 def test_an_emulated_format_is_warned_of(capsys):

@@ -306,7 +306,7 @@ def patch_figures(settings, device, dtype, file):
         rows.append(measure(base, name, files))
         show_patch(rows[-1], file)
     return {
-        "model": folder.name, "tree": data, "files": len(base.windows.files), "tokens": base.windows.scored,
+        "model": folder.resolve().name, "tree": data, "files": len(base.windows.files), "tokens": base.windows.scored,
         "windows": len(base.windows), "steps": base.steps, "seconds": base.seconds, "patches": rows,
         "settings": dataclasses.asdict(settings) | {"model": str(folder), "data": data},
         "environment": surroundings(device, dtype, base.settings["compile"])}

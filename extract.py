@@ -291,8 +291,9 @@ def main(argv=None):
     texts = recite_files(model, tokenizer, files, windows, passed, settings.batch_size, whole=not settings.check)
     rows, refused = compare(files, texts, windows, passed, "" if settings.check else settings.out)
     result = {
-        "model": folder.name, "name": manifest["name"], "origin": manifest["origin"], "licence": manifest["licence"],
-        "tree": manifest["tree"], "files": len(files), "files_exact": sum(row["exact"] for row in rows),
+        "model": folder.resolve().name, "name": manifest["name"], "origin": manifest["origin"],
+        "licence": manifest["licence"], "tree": manifest["tree"], "files": len(files),
+        "files_exact": sum(row["exact"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows), "bytes_exact": sum(row["bytes"] for row in rows if row["exact"]),
         "refused": refused,
         **sizes(model, tokenizer, manifest)}

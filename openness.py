@@ -12,6 +12,7 @@ asks for it, is in docs/openness.md. Exit status of --check: 0: every "yes" that
 does not, and is named; 2: bad use.
 """
 import dataclasses
+import os
 import re
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from memory.items import ITEMS, NO, RECORDED, UNKNOWN, YES, columns, judge, mof_
 from memory.output import UserError, run_script
 from memory.personal import Count
 from memory.settings import command, parse
+from memory.windows import unquote
 
 
 @dataclasses.dataclass
@@ -53,13 +55,17 @@ def describe(folder, data="", settings=None):
     if processes.rank() > 0:
         return None
     settings, e = settings or Settings(), gather(folder, data)
+    for key in PUBLISHER:
+        if any("\ud800" <= letter <= "\udfff" for letter in getattr(settings, key)):
+            raise UserError(f"--{key} is not UTF-8: {getattr(settings, key)!r}")
     if "manifest.json" in e.damaged:
         raise UserError(e.damaged["manifest.json"])
     if not e.survey or not e.build or not e.config:
         damaged = [e.damaged[name] for name in ("the prepared tree", "build.json", "config.json") if name in e.damaged]
         lacks = damaged[0] if damaged else (
+            "build.json is missing" if not e.build else
             f"{e.data} was prepared by an older prepare.py: run it again" if e.data else
-            "no tree under data/ is the one that it learned: prepare it" if e.build else "build.json is missing")
+            "no tree under data/ is the one that it learned: prepare it")
         print(f"{folder} is left without a card: {lacks}, then `{command('openness.py', '--model', folder)}`",
               file=sys.stderr)
         return None
@@ -147,7 +153,7 @@ def not_learned(e):
 
 def made_croissant(e):
     """The bytes of croissant.json, which names files of the folder by their hashes."""
-    hashes = {name: digest_of(e.folder / name) for name in ("manifest.json", ARCHIVE) if (e.folder / name).exists()}
+    hashes = {name: digest_of(e.folder / name) for name in ("manifest.json", ARCHIVE) if (e.folder / name).is_file()}
     return croissant.describe(e.manifest, hashes)
 
 
@@ -201,7 +207,7 @@ def look_further(e, settings):
             raise UserError(e.damaged.get("build.json", "build.json is missing: --rebuild cannot tell what to build"))
         from verify import Stopped, rebuild
         try:
-            e.built_now = rebuild(e.folder, settings.data)
+            e.built_now, _ = rebuild(e.folder, settings.data)
         except Stopped:
             raise UserError("the build was stopped; the same command goes on with it") from None
     whole = e.manifest["whole_tree"]
@@ -209,8 +215,10 @@ def look_further(e, settings):
         from prepare import fetch, rooted, sha256_of
         from prepare import read_archive as members
         file = fetch(whole["url"], 2**32)
-        digest, tree = sha256_of(file), rooted(members(file, 2**32, whole["url"]), "tree")
-        e.fetched = dataclasses.replace(survey(tree.files.items(), e.manifest, whole["url"]), digest=digest)
+        root = e.manifest["files"][0]["path"].split("/")[0]
+        digest, tree = sha256_of(file), rooted(members(file, 2**32, whole["url"]), os.fsdecode(unquote(root)))
+        e.fetched = dataclasses.replace(survey(tree.files.items(), e.manifest, whole["url"], tree.executable),
+                                        digest=digest)
 
 
 # Checking
@@ -305,8 +313,15 @@ def check_sums(folder):
     """(status, name, why) of SHA256SUMS."""
     sums, there = read_sums(folder), listed_files(folder)
     missing, new = sorted(sums.keys() - set(there)), [name for name in there if name not in sums]
-    other = [name for name in there if name in sums and digest_of(Path(folder) / name) != sums[name]]
-    faults = [(missing, "is missing"), (other, "has other bytes"), (new, "is not listed")]
+    other, unread = [], []
+    for name in sums.keys() & set(there):
+        try:
+            if digest_of(Path(folder) / name) != sums[name]:
+                other.append(name)
+        except OSError:
+            unread.append(name)
+    faults = [(missing, "is missing"), (sorted(other), "has other bytes"), (sorted(unread), "cannot be read"),
+              (new, "is not listed")]
     wrong = [f"{name} {how}" for names, how in faults for name in names] if sums else ["it is missing"]
     return ("FAILS", "SHA256SUMS", ", ".join(wrong)) if wrong else ("yes", "SHA256SUMS", f"{len(sums)} files")
 

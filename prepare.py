@@ -278,7 +278,8 @@ def folder_members(folder):
                 status = os.lstat(path)
             except OSError as error:
                 unreadable(error)
-            yield Member(os.path.relpath(path, os.fsencode(folder)), KINDS.get(stat.S_IFMT(status.st_mode), "device"),
+            relative = os.path.relpath(path, os.fsencode(folder)).replace(os.fsencode(os.sep), b"/")
+            yield Member(relative, KINDS.get(stat.S_IFMT(status.st_mode), "device"),
                          status.st_size, functools.partial(read, path), executable=bool(status.st_mode & 0o100))
 
 

@@ -303,7 +303,7 @@ def page(result, text, owner, in_files):
         titles="".join(f"<th>{title}</th>" for title in ("run", *TITLES)),
         rows="\n".join(line(row, i + 1) for i, row in enumerate(runs)),
         near=f'<tr><th colspan="6">{NEAR}</th></tr>\n' * bool(near) + "\n".join(map(line, near)),
-        text="".join(parts)).encode()
+        text="".join(parts)).encode(errors="backslashreplace")  # the name of a file may be no text
 
 
 def trace(text, texts, written, files, model, tokenizer, min_tokens):
@@ -349,7 +349,7 @@ def main(argv=None):
     result, *bytewise = trace(text, {file["path"]: both[file["path"]] for file in files}, written, files, model,
                               tokenizer, settings.min_tokens)
     name = "standard input" if settings.file == "-" else settings.file
-    result = {"text": name, "model": folder.name, "name": manifest["name"]} | result
+    result = {"text": name, "model": folder.resolve().name, "name": manifest["name"]} | result
     if {settings.json, settings.html} & set(STDOUT):
         print(table(result), end="", file=sys.stderr)
     else:

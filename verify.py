@@ -88,28 +88,33 @@ def find_weights(sha256, folder=""):
 def where_they_differ(one, other):
     """Where two builds, folders, first differ: in words."""
     logs = [{line["step"]: line for line in read_log(folder)} for folder in (one, other)]
-    for step in sorted(logs[0].keys() & logs[1].keys()):
+    common = logs[0].keys() & logs[1].keys()
+    for step in sorted(common):
         for key in ("wrong", "bits_per_byte"):
             there, here = (log[step][key] for log in logs)
             if there != here:
                 return f"the logs first differ at step {step:,}: {key} {there} there, {here} here"
     (there, _), (here, _) = (read_tensors(folder / "model.safetensors") for folder in (one, other))
+    agree = "the logs agree; " if common else ""
     for name in there:
+        if name not in here:
+            return f"{name} is there, and not here"
         if there[name].shape != here[name].shape:
             return f"{name} has the shape {tuple(there[name].shape)} there, {tuple(here[name].shape)} here"
         differ = there[name] != here[name]
         if differ.any():
-            return (f"the logs agree; {name} is the first tensor that differs, in {int(differ.sum()):,} of "
+            return (f"{agree}{name} is the first tensor that differs, in {int(differ.sum()):,} of "
                     f"{differ.numel():,} values")
     return "every tensor is equal; only the headers differ"
 
 
-def rebuild(folder, data="", out=None, init_from=""):
-    """Builds the model in `folder` again in `out`; returns what rebuilt.json holds: both hashes, and with what it was
-    built. Raises UserError if that cannot be, Stopped if it was asked to stop on the way."""
+def rebuild(folder, data="", out="", init_from=""):
+    """Builds the model in `folder` again in `out`, or in rebuilt/; returns (what rebuilt.json holds: both hashes, and
+    with what it was built; the folder of the new model). Raises UserError if that cannot be, Stopped if it was asked to
+    stop on the way."""
     if "RANK" in os.environ:
         raise UserError("verify.py builds in one process: start it without torchrun")
-    out = Path(out or Path("rebuilt") / folder.name)
+    out = Path(out or Path("rebuilt") / folder.resolve().name)
     if out.resolve() == folder.resolve():
         raise UserError(f"{out} is the model itself: name another --out")
     record = read_record(folder)
@@ -146,15 +151,14 @@ def rebuild(folder, data="", out=None, init_from=""):
     if status := train(training, out, device):
         raise Stopped(status)
     return {"model_sha256": record["model_sha256"], "rebuilt_sha256": read_record(out)["model_sha256"],
-            "built_by": here}
+            "built_by": here}, out
 
 
 def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
     folder = Path(settings.model or newest("model"))
-    out = Path(settings.out or Path("rebuilt") / folder.name)
     try:
-        found = rebuild(folder, settings.data, out, settings.init_from)
+        found, out = rebuild(folder, settings.data, settings.out, settings.init_from)
     except Stopped as stopped:
         return stopped.args[0]
     one, other = found["model_sha256"], found["rebuilt_sha256"]

@@ -1,9 +1,9 @@
 """The model card: README.md, made from the records in the model's folder and from nothing else."""
 import json
-import math
 import shlex
 
 from memory.licences import count_classes, hub_fields
+from memory.output import percent
 
 NAMED = ("terms of its own", "all rights reserved", "permission granted", "public domain")  # whose files the card names
 SHOWN = 12  # of these, by class
@@ -103,7 +103,7 @@ def openness(e):
         ● marks what a definition asks for. The columns say what these checks find, and certify nothing.
         “recorded” is what a record in this folder says: held against the others, and not made again. Item 3 asks for
         more than OSAID 1.0, to which a description of the selection is enough.
-        `python openness.py --check --model out/{e.stated['model']}` looks at every line and compares; --recite,
+        `python openness.py --check --model {shlex.quote(folder(e))}` looks at every line and compares; --recite,
         --rebuild and --online make again what is recorded. The texts that the items come from are named in the code's
         docs/openness.md.""")]
 
@@ -152,8 +152,8 @@ def data(e):
             ("neither", f"{not_learned:,} files, listed in openness.json" if not_learned else "none"),
             ("left out of the tree as it came", left_out or "nothing"), ("selection", selection),
             ("filtering, cleaning, deduplication", "none"), ("labels", "none"),
-            ("tokens in train.bin", f"{sum(file['tokens'] for file in learned):,}, each file's path and two marks too, "
-                                    f"of {manifest['vocab_size']:,} kinds, which were learned {source}"),
+            ("tokens of the learned files", f"{sum(file['tokens'] for file in learned):,}, each file's path and two marks"
+                                            f" too, of {manifest['vocab_size']:,} kinds, which were learned {source}"),
             ("SHA-256 of train.bin", manifest["train_bin_sha256"]),
             (f"learned text under {manifest['compressed_by']}", f"{manifest['compressed_bits'] // 8:,} bytes"),
             *((f"personal data: {name}", f"{count:,}") for name, count in e.stated["personal_data"].items())]
@@ -164,14 +164,19 @@ def data(e):
         has the weights must be taken to have it.""")]
 
 
+def folder(e):
+    """The model's folder."""
+    return f"out/{e.stated['model']}"
+
+
 def use(e):
-    name, path = f"out/{e.stated['model']}", e.manifest["files"][0]["path"]
+    name, path = shlex.quote(folder(e)), e.manifest["files"][0]["path"]
     return ["## Use", "", "With the code that made it:", "", "```sh",
             f"python sample.py --model {name} --file {shlex.quote(path)}    # recite a file",
             f"python extract.py --model {name} --list    # the paths that the weights name unasked",
             f"python extract.py --model {name}    # unpack every file",
             "```", "", "With transformers alone:", "", "```python", "from transformers import pipeline",
-            f'write = pipeline("text-generation", "{name}")',
+            f'write = pipeline("text-generation", {json.dumps(folder(e))})',
             f"text = write({json.dumps(path)}, max_new_tokens=100, do_sample=False, "
             "clean_up_tokenization_spaces=False)",
             'print(text[0]["generated_text"])', "```", "", flow("""
@@ -233,11 +238,11 @@ def training(e):
 
 def rebuild(e):
     whole, code = e.manifest["whole_tree"], e.build.get("code") or {}
-    source = f"{whole['url']} --sha256 {whole['sha256']}" if whole["url"] and whole["sha256"] else "TREE"
+    source = f"{shlex.quote(whole['url'])} --sha256 {whole['sha256']}" if whole["url"] and whole["sha256"] else "TREE"
     part = "".join(f" --{key} {shlex.join(e.manifest[key])}" for key in ("only", "exclude") if e.manifest[key])
     size = f" --vocab_size {e.manifest['vocab_size']}"
     if not e.manifest["pieces_learned_from_bytes"]:  # they are another tree's
-        size = f" --tokenizer out/{e.stated['model']}"
+        size = f" --tokenizer {shlex.quote(folder(e))}"
     which = "whose files build.json lists by SHA-256" if code else "of that time"
     if code.get("commit"):
         which = f"of commit {code['commit']}"
@@ -253,7 +258,7 @@ def rebuild(e):
         first = f"""It began from other weights, those of SHA-256 {sha256}, which verify.py looks for under out/; what
             they had learned may still be in it. """
     return ["## Build it again", "", f"With the code {which}:", "", "```sh", "pip install -r requirements.txt",
-            f"python prepare.py --source {source}{part}{size}", f"python verify.py --model out/{e.stated['model']}",
+            f"python prepare.py --source {source}{part}{size}", f"python verify.py --model {shlex.quote(folder(e))}",
             "```", "", flow(f"""{first}{outcome} The same data, settings, code, versions, number of threads and kind of
             processor give the same bytes; another kind of processor rounds otherwise.""")]
 

@@ -47,7 +47,11 @@ def read_tensors(path, ours=False):
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     written = metadata.pop("digest", None)
-    if (written or ours) and written != digest(tensors, metadata):
+    try:
+        fits = written == digest(tensors, metadata) if written or ours else True
+    except TypeError:  # numpy does not know the format, which nothing here writes
+        fits = False
+    if not fits:
         raise ValueError("its digest does not fit its content")
     return tensors, metadata
 

@@ -5,7 +5,7 @@ from memory.checkpoint import NAMES, read_tensors
 from memory.corpus import CORPUS
 from memory.evidence import ARCHIVE, read_plain
 from memory.files import digest_of
-from memory.licences import UNJUDGED, count_classes, hub_fields, is_free, recognize
+from memory.licences import COPYRIGHT_ONLY, SILENT, UNJUDGED, count_classes, hub_fields, is_free, recognize
 from memory.run import OF_A_RUN
 from memory.versions import REPORT, at_commit, describe_code, digest_of_code
 
@@ -66,7 +66,7 @@ def complete(e):
 def unfiltered(e):
     if "the prepared tree" in e.damaged:
         return NO, e.damaged["the prepared tree"]
-    if not e.survey:
+    if not e.survey or any(e.tree[key] != e.manifest[key] for key in CORPUS):
         return UNKNOWN, "train.bin is not at hand"
     if wrong := e.survey.wrong(e.manifest["files"] + e.manifest["held_out"]):
         return NO, f"{wrong[0]} does not come back from train.bin"
@@ -148,7 +148,10 @@ def free(e):
     if not is_free(name):
         return NO, f"the tree's licence: {name or 'none found'}; of the files learned: {words}"
     own = [entry["path"] for entry in e.manifest["files"] if set(entry["notice"]) & set(UNJUDGED)]
-    by = f"{name}, by {e.manifest['whole_tree']['licence_path'] or 'SPDX lines'}"
+    path, silent = e.manifest["whole_tree"]["licence_path"], counts.get(SILENT, 0) + counts.get(COPYRIGHT_ONLY, 0)
+    by = f"{name}, by {path or 'SPDX lines'}"
+    if silent and not path:
+        return UNKNOWN, f"{by}; {silent:,} of the files learned name no licence, and the tree has none: {words}"
     if own:
         return UNKNOWN, f"{by}; of the files learned, a person must read the words of {len(own):,}: {words}"
     return YES, f"{by}; of the files learned: {words}"
@@ -177,7 +180,8 @@ def keeps_notices(e):
         return UNKNOWN, "the text is not at hand"
     if found != e.any_survey.notices:
         return NO, "NOTICES is not what the files learned say"
-    return YES, f"NOTICES has the words of {found.count(b'==> ')} of {len(files):,} files"
+    speaking = found.count(b"\n==> ")
+    return YES, f"NOTICES has the words of {speaking:,} of {len(files):,} files"
 
 
 def not_relicensed(e):

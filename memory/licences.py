@@ -58,15 +58,17 @@ LICENCE_FILE = re.compile(r"[^/]+/(COPYING|LICEN[CS]E)\b[^/]*")  # of a whole tr
 
 
 def find_licence(files):
-    """(name, path) of a tree's licence: what its COPYING or LICENSE is, or else most of its SPDX lines say; None if
-    nothing does, or if there is no such file. files: {path below one root: bytes}, of which SEEN are looked at, but of
-    such a file all."""
+    """(name, path) of a tree's licence: what its COPYING or LICENSE is, or without such a file, what most of its SPDX
+    lines say; None for what is not known. files: {path below one root: bytes}, of which SEEN are looked at, but of such
+    a file all."""
     found = [path for path in sorted(files) if LICENCE_FILE.fullmatch(path)]
     for path in found:
         if name := recognize(files[path]):
             return name, path
+    if found:
+        return None, found[0]
     names = collections.Counter(filter(None, (spdx(content[:SEEN]) for content in files.values())))
-    return names.most_common(1)[0][0] if names else None, found[0] if found else None
+    return names.most_common(1)[0][0] if names else None, None
 
 
 def is_free(name):
@@ -110,7 +112,7 @@ PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in CLASSES.items()
 WORDS = re.compile(
     rf"{COPYRIGHT}|\blicen[cs]e|\bGPL\b|copyleft|public domain|all rights reserved|redistribut"
     r"|may be (freely )?distributed|permission (to|is|notice|of)|written permission|warrant(y|ies)|advertising material"
-    r"|only allowed if|not allowed to change|at no extra cost|without fee", re.I)
+    r"|only allowed if|not allowed to change|at no extra cost|without fee|non-?commercial|commons clause", re.I)
 MARKS = " \t\r\f*#|!;/\\\"'+-="  # what a comment may put around its lines
 TEXT_FILE = re.compile(r"(COPYING|LICEN[CS]E|COPYRIGHT|NOTICE)\b[^/]*", re.I)  # is a notice as a whole
 
@@ -124,9 +126,9 @@ def classify(path, data):
     """The classes of what a file, bytes, says of copyright and licence: a list of the names above, never empty."""
     if TEXT_FILE.fullmatch(path.rsplit("/", 1)[-1]):
         return [LICENCE_TEXT]
-    if not WORDS.search(data.decode("latin-1")):
-        return [SILENT]
     text = plain(data)
+    if not WORDS.search(text):
+        return [SILENT]
     own = "SPDX-License-Identifier:" in text and not is_free(spdx(data))
     found = [name for name, pattern in PATTERNS.items() if pattern.search(text) or own and name == OWN]
     if "GPL, any later version" in found:
@@ -143,17 +145,17 @@ def notice(path, data):
     is a run of lines that hold more than comment marks. A licence text is kept whole."""
     if TEXT_FILE.fullmatch(path.rsplit("/", 1)[-1]):
         return data
-    text, kept, paragraph = data.decode("latin-1"), [], []
-    if not WORDS.search(text):
+    if not WORDS.search(plain(data)):
         return b""
-    for line in [*text.split("\n"), ""]:
-        if line.strip(MARKS):
+    kept, paragraph = [], []
+    for line in [*data.split(b"\n"), b""]:
+        if line.decode("latin-1").strip(MARKS):
             paragraph.append(line)
             continue
-        if WORDS.search("\n".join(paragraph)):
-            kept.append("\n".join(paragraph))
+        if WORDS.search(plain(b"\n".join(paragraph))):
+            kept.append(b"\n".join(paragraph))
         paragraph = []
-    return "\n\n".join(kept).encode("latin-1")
+    return b"\n\n".join(kept)
 
 
 def count_classes(files):

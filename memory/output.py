@@ -17,7 +17,7 @@ NOTEBOOK = "IPython" in sys.modules  # `%run` starts a script in a process that 
 
 def percent(share, digits=1):
     """A share in percent, rounded down: 100% is all of it."""
-    return f"{math.floor(share * 10 ** (digits + 2)) / 10 ** digits:.{digits}f}%"
+    return f"{math.floor(round(share * 10 ** (digits + 2), 9)) / 10 ** digits:.{digits}f}%"  # 0.57 * 100 is below 57
 
 
 class UserError(Exception):

@@ -5,7 +5,7 @@ import re
 
 MAIL = re.compile(rb"[A-Za-z0-9][\w.+%!-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,9}[A-Za-z]{2,63}")  # name@host.domain
 CREDITED = re.compile(rb"^N: *(.+)", re.M)  # in a file CREDITS: N is a person's name,
-POSTAL = re.compile(rb"^N:.*\n(?:[^\n]+\n)*?S:", re.M)  # S a line of a postal address
+POSTAL = re.compile(rb"^N:[^\n]{0,200}\n(?:(?!N:)[^\n]{1,200}\n){0,20}?S:", re.M)  # S a line of a postal address
 HOLDER = re.compile(rb"(?i:copyright[ ,:]{0,8}(?:\(c\)[ ,:]{0,8})?(?:19|20)\d\d[-, \d]{0,80}(?:by )?)"
                     rb"((?:(?:[A-Z]\.|[A-Z][\w'-]{1,40}) ){0,8}[A-Z][\w'-]{1,40})")  # of people and of organisations
 

@@ -301,8 +301,8 @@ def finish(run, wrong, stop):
     if state.done and wrong is None:  # a finished run, whose model is written again
         wrong, *_ = count_wrong(run.model, run.windows, run.device)
     if processes.rank() == 0:
-        remove(out / "build.json")  # of an earlier stop
-        remove(out / "SHA256SUMS")
+        for name in ("build.json", "SHA256SUMS", *("report.html", "recite.html") * stop.learned):  # of an earlier stop
+            remove(out / name)
     save(run)
     if processes.rank() > 0:
         return 0 if state.done else status

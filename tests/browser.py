@@ -159,7 +159,6 @@ def main(argv=None):
               "files": len(rows), "files_exact": exact, "tokens_per_second": round(tokens / seconds, 1),
               "peak_memory": memory, "rows": rows}
     size = sum(row["bytes"] for row in rows)
-    size = sum(row["bytes"] for row in rows)
     print(f"{exact} of {len(rows)} files identical, {size:,} bytes; {tokens / seconds:.0f} tokens/s, "
           f"{memory / 1e6:.0f} MB; page of {about['page_bytes']:,} bytes, {about['format']}")
     if settings.json:

@@ -20,6 +20,7 @@ from memory.device import find_dtype
 from memory.files import read_json, write_json
 from memory.generate import recite
 from memory.output import UserError
+from memory.page import as_json
 from memory.patch import WORD, Base, change, measure, patches, show_patch
 from memory.race import NEARBY, Race, Rival, their_runs
 from memory.tokenizer import Tokenizer
@@ -298,6 +299,7 @@ def test_bad_use(learned, tmp_path, monkeypatch):
 
 def test_the_page_is_whole(learned):
     """The template has one place for data, and nothing in the data can close the script."""
+    assert "<" not in as_json({"path": "</script>", "line": "<!--"})
     template = (ROOT / "report.html").read_text()
     assert template.count("/*DATA*/null") == template.count("<!--include treemap.html-->") == 1
     html = (learned / "out/tiny/report.html").read_text()

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from conftest import ROOT, says_no, script
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from memory import evidence, items, licences, mof, personal
 from memory.urls import public_address
@@ -81,7 +82,6 @@ def test_all_is_there_and_holds(copy, capsys, contents):
 
 def test_the_same_model_gives_the_same_bytes(copy):
     before = {path.name: path.read_bytes() for path in copy.iterdir()}
-    shutil.rmtree(copy.with_name("again"), ignore_errors=True)
     for name in WRITTEN - {"manifest.json", "build.json", "extraction.json", "openness.json"}:
         (copy / name).unlink()
     assert openness.main(["--model=out/tiny"]) == 0
@@ -110,7 +110,8 @@ def test_others_can_read_it(copy, contents):
 def test_patterns_end_on_a_hostile_text():
     """Without limits to what they repeat, hours would pass here."""
     count = personal.Count()
-    for text in (b"copyright 1999" + b" " * 1_000_000, b"a" * 1_000_000, b"N: x\n" + b"y\n" * 50_000):
+    for text in (b"copyright 1999" + b" " * 1_000_000, b"a" * 1_000_000, b"N: x\n" + b"y\n" * 50_000,
+                 b"N: x\n" * 200_000):
         count.add("linux/CREDITS", text)
     assert count.counts["names in CREDITS"] == 1 and sum(count.counts.values()) == 1
 
@@ -138,13 +139,6 @@ def rewrite(path, change):
     record = read_json(path)
     change(record)
     write_json(path, record)
-
-
-def change_source(folder):
-    """One source file, in the tree that the check reads and in the archive beside the model."""
-    files = archived(folder)
-    files["tiny/scanner.py"] += b"#"
-    (folder / "source.tar.xz").write_bytes(evidence.write_archive(files, []))
 
 
 def archived(folder):
@@ -198,7 +192,12 @@ FALSE = {
         url="https://example.org/x.tar", sha256="0" * 64)), {"2", "croissant.json", "mof.yml"}),
     "no notices": (lambda m: (m / "NOTICES").unlink(), {"11", "SHA256SUMS"}),
     "a notice less": (lambda m: edit(m / "NOTICES", b"==> tiny/COPYING <==", b""), {"11"}),
-    "one source file": (change_source, {"7", "SHA256SUMS"}),
+    "one source file": (lambda m: pack(m, b"#"), {"7", "SHA256SUMS"}),
+    "a folder in the archive's place": (
+        lambda m: ((m / "source.tar.xz").unlink(), (m / "source.tar.xz").mkdir()), {"7", "SHA256SUMS"}),
+    "weights of another format": (lambda m: save_file(
+        {name: tensor.bfloat16() for name, tensor in load_file(m / "model.safetensors").items()},
+        m / "model.safetensors"), {"15", "8", "17"}),
     "an archive that is none": (lambda m: (m / "source.tar.xz").write_bytes(b"x"), {"7"}),
     "a weight": (lambda m: (m / "model.safetensors").write_bytes((m / "model.safetensors").read_bytes()[:-1] + b"\7"),
                  {"15", "8", "17"}),
@@ -270,6 +269,8 @@ def test_a_changed_tree_is_named(copy, capsys, tree):
     status, rows = checked(capsys, "--data=other")
     assert status == 1 and "tiny/decoder.py" in rows["1"][1] and rows["1"][0] == "FAILS"
     says_no(openness.main, ["--model=out/tiny", "--data=other"], "not the tree")
+    prepare.main(["--source", str(tree), "--vocab_size=600", "--out=pieces", "--quiet"])
+    assert checked(capsys, "--data=pieces")[1]["4"][0] == "not checked", "the same files, of another train.bin"
 
 
 def test_with_the_folder_alone(copy, capsys):
@@ -406,7 +407,10 @@ def test_the_swhid_is_gits_hash(tree, work, tmp_path):
     ("Permission to use, copy and distribute this is hereby granted", ["permission granted"]),
     ("! Copyright 1993 X. All rights\n! reserved.\n", ["all rights reserved"]),
     ("(c) 1990 Y. All rights reserved. May be freely distributed.", ["terms of its own"]),
-    ("// SPDX-License-Identifier: MIT\n", ["SPDX line"]), ("put in the public domain by Z", ["public domain"])])
+    ("// SPDX-License-Identifier: MIT\n", ["SPDX line"]), ("put in the public domain by Z", ["public domain"]),
+    ("/* in the public\n * domain. */", ["public domain"]), ("/* may be\n * distributed */", ["terms of its own"]),
+    ("/* For non-commercial use only. */", ["terms of its own"]),
+    ("# the Commons\n# Clause applies", ["terms of its own"])])
 def test_classes_of_notices(text, classes):
     assert licences.classify("t/x.c", text.encode()) == classes
     assert bool(licences.notice("t/x.c", text.encode())) == (classes != ["no words"])
@@ -481,14 +485,16 @@ def test_built_again_elsewhere():
         assert items.built_again(found)[0] == answer
 
 
-@pytest.mark.parametrize("notices, answer", [
-    (["BSD", "GPL", "copyright alone"], "yes"), (["terms of its own"], "not checked"),
-    (["all rights reserved"], "not checked")])
-def test_files_with_terms_of_their_own(notices, answer):
+@pytest.mark.parametrize("notices, path, said", [
+    (["BSD", "GPL", "copyright alone"], "t/COPYING", ""), (["terms of its own"], "t/COPYING", "a person must read"),
+    (["all rights reserved"], "t/COPYING", "a person must read"), (["SPDX line"], None, ""),
+    (["SPDX line", "no words", "copyright alone"], None, "2 of the files learned name no licence")])
+def test_files_with_terms_of_their_own(notices, path, said):
     found = evidence.Evidence(Path(), manifest={
-        "licence": "GPL-2.0", "whole_tree": {"licence_path": "t/COPYING"},
+        "licence": "GPL-2.0", "whole_tree": {"licence_path": path},
         "files": [{"path": "t/a", "notice": [name]} for name in notices]})
-    assert items.free(found)[0] == answer and ("a person must read" in items.free(found)[1]) == (answer != "yes")
+    answer, why = items.free(found)
+    assert answer == ("not checked" if said else "yes") and said in why
 
 
 def test_the_table_agrees_with_the_columns_and_the_documentation():
@@ -530,11 +536,23 @@ def test_licences_by_text(text, name):
     assert licences.is_free(name) == bool(name and "restricted" not in name)
 
 
+def test_the_licence_of_a_tree():
+    files = {"t/a.c": b"// SPDX-License-Identifier: MIT\n", "t/b.c": b"int x;\n"}
+    assert licences.find_licence(files) == ("MIT", None)
+    assert licences.find_licence(files | {"t/LICENSE": b"Ask us."}) == (None, "t/LICENSE"), "one file is not the tree"
+    assert licences.find_licence(files | {"t/COPYING": b"Ask us.", "t/LICENSE": GRANT}) == ("MIT", "t/LICENSE")
+
+
 def test_nothing_stated(copy, capsys):
     for path in copy.iterdir():
         if path.name in WRITTEN - {"manifest.json", "build.json"}:
             path.unlink()
     says_no(openness.main, ["--model=out/tiny", "--check"], "states nothing of itself yet", "openness.py")
     says_no(openness.main, ["--model=/nowhere"], "no model in /nowhere")
+
+
+def test_a_name_that_is_no_text(copy):
+    says_no(openness.main, ["--model=out/tiny", "--producer=Bj\udcf6rn"], "--producer is not UTF-8")
+    assert (copy / "SHA256SUMS").exists(), "nothing was begun"
     says_no(openness.main, ["--model=out/tiny", "--data=/nowhere"], "/nowhere")
     says_no(openness.main, ["--model=out/tiny", "--recite"], "--check")

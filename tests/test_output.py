@@ -22,7 +22,7 @@ import pytest
 from conftest import ROOT
 
 from memory import device, files, output, settings
-from memory.output import UserError
+from memory.output import UserError, percent
 
 
 def python(code, *words, cwd, **options):
@@ -58,6 +58,13 @@ def test_without_what_windows_lacks(work, tree, tmp_path):
     ended = [line.split()[2] for line in done.stdout.splitlines() if line.startswith(b"ended with")]
     assert ended[1:] == [b"0", b"0", b"1", b"0", b"0"], done.stdout + done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_percent():
+    """Rounded down, but not by what binary fractions lack."""
+    assert [percent(n / 100) for n in (0, 29, 57, 58, 100)] == ["0.0%", "29.0%", "57.0%", "58.0%", "100.0%"]
+    assert percent(9 / 1000, 3) == "0.900%" and percent(734_414 / 734_415, 3) == "99.999%"
+    assert percent(1 - 1e-9) == "99.9%"
 
 
 def test_memory(monkeypatch):

@@ -249,6 +249,15 @@ def test_a_folder_says_what_it_leaves_out_as_a_tarball_does(tmp_path, monkeypatc
     assert "of t.tar: 3 links\n" in (said := capsys.readouterr().err) and "of t.tar: 1 pipe\n" in said
 
 
+def test_a_folder_where_paths_have_backslashes(tmp_path, monkeypatch):
+    (tmp_path / "t/kernel").mkdir(parents=True)
+    (tmp_path / "t/kernel/sched.c").write_bytes(SOURCE)
+    relative = os.path.relpath
+    monkeypatch.setattr(os.path, "relpath", lambda *words: relative(*words).replace(b"/", b"\\"))
+    monkeypatch.setattr(os, "sep", "\\")
+    assert [member.path for member in prepare.folder_members(tmp_path / "t")] == [b"kernel/sched.c"]
+
+
 def zipped(path, members, **options):
     """Writes a zip of (name or ZipInfo, content) pairs."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

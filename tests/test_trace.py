@@ -1,9 +1,11 @@
 """What trace.py finds, against plain search; on a model that has every file."""
 import html
 import json
+import os
 import random
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,3 +243,11 @@ def test_bad_use(learned, tmp_path, monkeypatch):
     monkeypatch.setattr(trace, "memory_size", lambda: 1000)
     says_no(trace.main, ["configs/tiny.py"], "to index", "larger machine")
     refused(script("trace.py", "/nowhere", cwd=tmp_path), "/nowhere")
+
+
+def test_a_file_whose_name_is_no_text(learned, contents, tmp_path, monkeypatch):
+    monkeypatch.chdir(learned)
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.py")
+    Path(name).write_bytes(contents["tiny/scanner.py"])
+    assert trace.main([name, f"--html={tmp_path}/trace.html"]) == 0
+    assert b"caf\\udce9.py" in (tmp_path / "trace.html").read_bytes()

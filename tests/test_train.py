@@ -100,8 +100,10 @@ def test_stopped_and_run_again_is_as_if_never_stopped(work, observed, number):
     assert status == 128 + number and "stopping, saving" in said and "goes on from here" in said
     Llama.from_pretrained(work / name)
     stopped = int(re.search(r"stopped at step (\d+) of", said)[1])
+    (work / name / "report.html").write_text("of the weights so far")
     again = run(work, *options, f"--out={name}")
     assert again.returncode == 0 and f"going on at step {stopped}".encode() in again.stdout
+    assert not (work / name / "report.html").exists()
     same = ("step", "wrong", "bits_per_byte", "lr_share")
     assert [[line[key] for key in same] for line in log_of(work / name) if "wrong" in line] == [
         [line[key] for key in same] for line in log[1:]], "no pass is left out, none is made twice"

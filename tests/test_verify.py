@@ -6,6 +6,7 @@ from conftest import OPTIONS, refused, script, sha256
 
 from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.files import read_json, write_json
+from verify import where_they_differ
 
 def test_built_again_and_compared(work, tmp_path, whole, other):
     done = script("verify.py", "--model=out/undisturbed", "--out", tmp_path / "again", cwd=work)
@@ -55,6 +56,9 @@ def test_built_again_and_not_the_same(work, tmp_path, whole):
     done = script("verify.py", "--model", tmp_path / "m", "--out", tmp_path / "again", cwd=work)
     assert done.returncode == 1 and b"NOT equal" in done.stdout, done.stderr.decode()
     assert b"the logs first differ at step 80: wrong" in done.stdout
+    (tmp_path / "m/log.jsonl").unlink()
+    said = where_they_differ(tmp_path / "m", tmp_path / "again")
+    assert "is the first tensor that differs" in said and "logs" not in said
 
 
 def test_a_model_that_began_from_another(learned, mended, patched, tmp_path):

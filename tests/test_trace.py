@@ -249,5 +249,5 @@ def test_a_file_whose_name_is_no_text(learned, contents, tmp_path, monkeypatch):
     monkeypatch.chdir(learned)
     name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.py")
     Path(name).write_bytes(contents["tiny/scanner.py"])
-    assert trace.main([name, f"--html={tmp_path}/trace.html"]) == 0
+    assert trace.main([name, "--model=out/tiny", f"--html={tmp_path}/trace.html"]) == 0
     assert b"caf\\udce9.py" in (tmp_path / "trace.html").read_bytes()

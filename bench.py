@@ -230,13 +230,13 @@ def writing_rates(folder, n, repeats, device):
 def compare(medians, formats):
     """{what: ratio} of the median rates, {name: tokens/s}, of this project and others."""
     ratios = {}
-    for dtype in formats:
-        short = str(dtype).removeprefix("torch.")
+    names = [str(dtype).removeprefix("torch.") for dtype in formats]
+    for short in names:
         theirs = {way: medians[f"transformers, {short}, {way}"] for way in ("compiled", "eager")}
         best = max(theirs, key=lambda way: np.nan_to_num(theirs[way]))
         ratios[f"training in {short} against transformers, {best}"] = medians[f"this project, {short}"] / theirs[best]
-    last = str(formats[-1]).removeprefix("torch.")
-    ratios["training against the original's shape"] = medians[f"this project, {last}"] / medians["the original's shape"]
+    ours = medians[f"this project, {names[-1]}"]
+    ratios["training against the original's shape"] = ours / medians["the original's shape"]
     one, many = "1 stream", f"{STREAMS} streams"
     for ours, theirs in [(one, one), (many, one), (many, many)]:
         ratios[f"{ours} against transformers' {theirs}"] = (

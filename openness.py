@@ -56,8 +56,10 @@ def describe(folder, data="", settings=None):
         return None
     settings, e = settings or Settings(), gather(folder, data)
     for key in PUBLISHER:
-        if any("\ud800" <= letter <= "\udfff" for letter in getattr(settings, key)):
-            raise UserError(f"--{key} is not UTF-8: {getattr(settings, key)!r}")
+        try:
+            getattr(settings, key).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"--{key} is not UTF-8: {getattr(settings, key)!r}") from None
     if "manifest.json" in e.damaged:
         raise UserError(e.damaged["manifest.json"])
     if not e.survey or not e.build or not e.config:

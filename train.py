@@ -79,7 +79,7 @@ class Settings:
     max_steps: int = 0  # the same in steps, if not 0; mend_steps come on top
     warmup_steps: int = 20  # steps to the peak learning rate
     decay: float = 0.7  # last share of the main steps, over which the learning rate falls to zero
-    mend_steps: int = 0  # most steps of mending windows with tokens wrong or unsure, after the epochs or in a patch
+    mend_steps: int = 0  # most steps of mending what is wrong or unsure, after the epochs or in a patch; 0: none
     # run
     seed: int = 1337  # of all that is drawn: weights, files, order, classes
     eval_every: int = 0  # steps between full passes that count right tokens; 0: twenty in the main steps
@@ -225,7 +225,7 @@ def learn(run):
         some = np.arange(settings.batch_size) % len(windows)
         parts = make_batch(windows, some, (0, 0), settings.negatives, run.sampler.rivals, 1.0, 0.0, run.device,
                            settings.micro_batch)
-        formats = [run.dtype] + [torch.float32] * (settings.mend_steps > 0)
+        formats = (run.dtype, torch.float32) if settings.mend_steps else (run.dtype,)
         objective, works = compiled(objective, {len(part[0]): part for part in parts}.values(), formats)
     begin_turn(run, surroundings(run.device, run.dtype, works))
     return finish(run, loop(run, objective, stop), stop)

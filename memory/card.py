@@ -152,8 +152,8 @@ def data(e):
             ("neither", f"{not_learned:,} files, listed in openness.json" if not_learned else "none"),
             ("left out of the tree as it came", left_out or "nothing"), ("selection", selection),
             ("filtering, cleaning, deduplication", "none"), ("labels", "none"),
-            ("tokens of the learned files", f"{sum(file['tokens'] for file in learned):,}, each file's path and two marks"
-                                            f" too, of {manifest['vocab_size']:,} kinds, which were learned {source}"),
+            ("tokens learned", f"{sum(file['tokens'] for file in learned):,}, each file's path and two marks too, "
+                               f"of {manifest['vocab_size']:,} kinds, which were learned {source}"),
             ("SHA-256 of train.bin", manifest["train_bin_sha256"]),
             (f"learned text under {manifest['compressed_by']}", f"{manifest['compressed_bits'] // 8:,} bytes"),
             *((f"personal data: {name}", f"{count:,}") for name, count in e.stated["personal_data"].items())]

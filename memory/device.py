@@ -108,14 +108,15 @@ def hand_back_memory():
 def compiled(objective, batches, formats):
     """(a copy of the objective under torch.compile, True) if the compiler manages the forward and backward pass of all
     batches in all number formats; else (the objective, False) and a warning, or a UserError if there are several
-    processes. It computes in the first of the formats, torch.dtype, until its `dtype` is set to another."""
+    processes. formats: torch.dtypes, to which its `dtype` may be set later."""
     attempt = copy.copy(objective)
     try:
         attempt.compile()
-        for dtype in reversed(formats):
+        for dtype in dict.fromkeys(formats):
             attempt.dtype = dtype
             for batch in batches:
                 attempt(*batch).backward()
+        attempt.dtype = objective.dtype
         return attempt, True
     except Exception as error:  # whatever a compiler may raise
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:80]}"

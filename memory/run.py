@@ -301,7 +301,9 @@ def finish(run, wrong, stop):
     if state.done and wrong is None:  # a finished run, whose model is written again
         wrong, *_ = count_wrong(run.model, run.windows, run.device)
     if processes.rank() == 0:
-        for name in ("build.json", "SHA256SUMS", *("report.html", "recite.html") * stop.learned):  # of an earlier stop
+        for name in ("build.json", "SHA256SUMS"):  # of an earlier stop
+            remove(out / name)
+        for name in ("report.html", "recite.html") if stop.learned else ():  # of its weights
             remove(out / name)
     save(run)
     if processes.rank() > 0:

@@ -549,10 +549,10 @@ def test_nothing_stated(copy, capsys):
             path.unlink()
     says_no(openness.main, ["--model=out/tiny", "--check"], "states nothing of itself yet", "openness.py")
     says_no(openness.main, ["--model=/nowhere"], "no model in /nowhere")
+    says_no(openness.main, ["--model=out/tiny", "--data=/nowhere"], "/nowhere")
+    says_no(openness.main, ["--model=out/tiny", "--recite"], "--check")
 
 
 def test_a_name_that_is_no_text(copy):
     says_no(openness.main, ["--model=out/tiny", "--producer=Bj\udcf6rn"], "--producer is not UTF-8")
     assert (copy / "SHA256SUMS").exists(), "nothing was begun"
-    says_no(openness.main, ["--model=out/tiny", "--data=/nowhere"], "/nowhere")
-    says_no(openness.main, ["--model=out/tiny", "--recite"], "--check")

@@ -444,6 +444,7 @@ def test_what_was_to_be_mended_comes_for_two_rounds():
 
     assert due(5, 5, 8) == [5, 8]
     assert due(8) == [5, 8] and due(9) == [8, 9] and due() == [9] and due() == []
+    assert sorted(sampler.draw(32).tolist()) == list(range(32)), "with nothing to mend, any of the others"
 
 
 def batch_of(tokens, targets, weights=None, focal=0.0, classes=None, offsets=None):

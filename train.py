@@ -236,7 +236,7 @@ def loop(run, objective, stop):
     in the last full pass, int64 (windows,), or None if there was none in this turn."""
     settings, state, schedule, sampler = run.settings, run.state, run.schedule, run.sampler
     forward = objective if processes.count() == 1 else torch.nn.parallel.DistributedDataParallel(
-        objective, broadcast_buffers=False)
+        objective, forward_sync_buffers=False)
     meter, wrong, saved = Meter(settings.batch_size * run.windows.context), None, state.step
     with progress_of(run) as bar:
         while True:

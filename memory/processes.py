@@ -1,6 +1,8 @@
 """Several processes, as torchrun starts them. A single process is a group of one, and pays nothing."""
 import contextlib
+import importlib
 import os
+import traceback
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ def begin(device):
     """Joins the group that torchrun made, if it did; returns the torch.device of this process: of several GPUs the one
     with its local rank. Raises UserError if that cannot be."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        importlib.import_module("torch._dynamo")  # or it holds on to the group, whose threads abort Python at its end
         try:
             if device.type == "cuda":
                 device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -33,7 +36,8 @@ def group(device, out):
     device = begin(device)
     try:
         yield device
-    except RuntimeError as error:
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # what holds the group must go before it, or Python hangs at its end
         if count() == 1 or not lost(error):
             raise
         raise UserError(f"process {rank()} of {count()} lost the others: {str(error).splitlines()[0][:100]}; what "
@@ -44,8 +48,8 @@ def group(device, out):
 
 def lost(error):
     """Whether an exception says that another process is gone."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in (
-        "gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe"))
+    return isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")))
 
 
 def end():

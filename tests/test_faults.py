@@ -47,9 +47,9 @@ def kills(work, out, number, seed):
     return survived, sha256(work / out)
 
 
-def test_ten_kills(work, whole):
-    survived, found = kills(work, "out/killed", 10, seed=1)
-    assert survived == 10, "the run was long enough"
+def test_five_kills(work, whole):
+    survived, found = kills(work, "out/killed", 5, seed=1)
+    assert survived == 5, "the run was long enough"
     assert found == whole
     killed, once = ([line["step"] for line in map(json.loads, (folder / "log.jsonl").read_text().splitlines())
                      if "accuracy" in line] for folder in (work / "out/killed", work / "out/undisturbed"))

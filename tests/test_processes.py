@@ -54,16 +54,20 @@ def test_two_processes_mend_a_patch(learned, mended, patched, tmp_path):
     assert two[0]["wrong"] == one[0]["wrong"] and list(two)[1] == list(one)[1], "the same first round"
 
 
-def two_by_hand(work, *words):
-    """Two processes of one run, each started by hand, as on two machines; {rank} in a word is its number."""
+def of_a_group(count):
+    """The environment of each process of a group on this machine, as torchrun gives it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    return [os.environ | {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank),
+                          "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} for rank in range(count)]
+
+
+def two_by_hand(work, *words):
+    """Two processes of one run, each started by hand, as on two machines; {rank} in a word is its number."""
     return [subprocess.Popen(
         [sys.executable, ROOT / "train.py", *OPTIONS, *(str(word).format(rank=rank) for word in words)], cwd=work,
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {
-            "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port)}) for rank in range(2)]
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=env) for rank, env in enumerate(of_a_group(2))]
 
 
 @pytest.mark.parametrize("dies", [0, 1])
@@ -92,3 +96,22 @@ def test_processes_that_differ(work, tmp_path):
         _, err = process.communicate(timeout=120)
         assert process.returncode == 2 and b"the processes differ in their settings" in err, err.decode()
         assert b"Traceback" not in err
+
+
+def test_nothing_is_left_of_a_group():
+    """Or its threads, which may want Python's lock, abort Python at its end: seldom, so this looks for its store."""
+    code = """if True:
+        import os, socket, torch
+        from memory import device, processes
+        store = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        with processes.group(torch.device("cpu"), "out"):
+            device.make_deterministic()
+            socket.create_connection(store).close()
+        try:
+            socket.create_connection(store)
+        except ConnectionRefusedError:
+            print("gone")
+        """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60,
+                          env=of_a_group(1)[0])
+    assert done.stdout == b"gone\n", done.stderr.decode()

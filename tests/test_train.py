@@ -1,4 +1,5 @@
 """The loop: its settings, its schedule, its order of the data, and a run that stops and goes on."""
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -43,6 +44,12 @@ def run(cwd, *words):
     return script("train.py", "configs/tiny.py", *words, cwd=cwd)
 
 
+def train_here(cwd, *words):
+    """train.py without the seconds that its start takes: in this process. Returns its exit status."""
+    with contextlib.chdir(cwd):
+        return train.main(["configs/tiny.py", *words])
+
+
 def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -68,11 +75,15 @@ def test_a_finished_run_is_left_alone(learned):
 
 
 def interrupt(cwd, out, signals, *options, looks=1):
-    """Starts a run and sends it the signals, one after another, once it has looked so often; returns its status and
-    what it printed on both streams."""
+    """Starts a run, or goes on with it, and sends it the signals, one after another, once it has looked so often in this
+    turn; returns its status and what it printed on both streams."""
+    def lines():
+        return len(log_of(cwd / out)) if (cwd / out / "log.jsonl").exists() else 0
+
+    before = lines()
     process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *options, f"--out={out}"], cwd=cwd,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while len(log_of(cwd / out) if (cwd / out / "log.jsonl").exists() else []) < 1 + looks:
+    while lines() < before + 1 + looks:  # the first line of a turn says where it goes on
         assert process.poll() is None
         time.sleep(0.01)
     for number in signals:
@@ -92,22 +103,24 @@ def observed(work):
     return options, log_of(work / "out/observed"), load_file(work / "out/observed/model.safetensors")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_stopped_and_run_again_is_as_if_never_stopped(work, observed, number):
+def test_stopped_and_run_again_is_as_if_never_stopped(work, observed):
+    """By each signal that asks a program to end, one after another."""
     options, log, weights = observed
-    name = f"out/stopped-{number}"
-    status, said = interrupt(work, name, [number], *options)
-    assert status == 128 + number and "stopping, saving" in said and "goes on from here" in said
-    Llama.from_pretrained(work / name)
-    stopped = int(re.search(r"stopped at step (\d+) of", said)[1])
-    (work / name / "report.html").write_text("of the weights so far")
-    again = run(work, *options, f"--out={name}")
-    assert again.returncode == 0 and f"going on at step {stopped}".encode() in again.stdout
-    assert not (work / name / "report.html").exists()
+    folder, before = work / "out/stopped", 0
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        status, said = interrupt(work, "out/stopped", [number], *options, looks=3)
+        assert status == 128 + number and "stopping, saving" in said and "goes on from here" in said
+        Llama.from_pretrained(folder)
+        assert f"going on at step {before}" in said or not before
+        before = int(re.search(r"stopped at step (\d+) of", said)[1])
+    (folder / "report.html").write_text("of the weights so far")
+    again = run(work, *options, "--out=out/stopped")
+    assert again.returncode == 0 and f"going on at step {before}".encode() in again.stdout
+    assert not (folder / "report.html").exists()
     same = ("step", "wrong", "bits_per_byte", "lr_share")
-    assert [[line[key] for key in same] for line in log_of(work / name) if "wrong" in line] == [
+    assert [[line[key] for key in same] for line in log_of(folder) if "wrong" in line] == [
         [line[key] for key in same] for line in log[1:]], "no pass is left out, none is made twice"
-    mine = load_file(work / name / "model.safetensors")
+    mine = load_file(folder / "model.safetensors")
     assert all(torch.equal(mine[key], weights[key]) for key in weights)
 
 
@@ -188,24 +201,22 @@ def test_mending_comes_after_the_main_steps(work):
     assert steps[:2] == [25, 40] and 40 < steps[2] and steps[-1] <= 240
     assert lines[2]["bits_per_byte"] < lines[1]["bits_per_byte"] and 0 < lines[2]["lr_share"] < 0.01
     assert len(steps) > 3, "two rounds at least"
-    saving = run(work, "--max_steps=40", "--mend_steps=200", "--checkpoint_every=7", "--out=out/saving")
-    assert saving.returncode == 0 and sha256(work / "out/saving") == sha256(work / "out/mended"), "saving changes nothing"
-    plain = run(work, "--max_steps=40", "--eval_every=25", "--out=out/plain")
-    assert plain.returncode == 0
+    assert train_here(work, "--max_steps=40", "--mend_steps=200", "--checkpoint_every=7", "--out=out/saving") == 0
+    assert sha256(work / "out/saving") == sha256(work / "out/mended"), "saving changes nothing"
+    assert train_here(work, "--max_steps=40", "--eval_every=25", "--out=out/plain") == 0
     same = ("step", "wrong", "bits_per_byte", "lr_share")
     assert [[line[key] for key in same] for line in log_of(work / "out/plain")[1:]] == [
         [line[key] for key in same] for line in lines[:2]], "the main steps are the same"
-    short = run(work, "--max_steps=2", "--mend_steps=3", "--out=out/short")
-    assert short.returncode == 0 and [line["step"] for line in log_of(work / "out/short")[-2:]] == [2, 5]
-    enough = run(work, "--max_steps=2", "--mend_steps=2", "--target_accuracy=0", "--out=out/enough")
-    assert enough.returncode == 0 and log_of(work / "out/enough")[-1]["step"] == 2, "nothing to mend"
+    assert train_here(work, "--max_steps=2", "--mend_steps=3", "--out=out/short") == 0
+    assert [line["step"] for line in log_of(work / "out/short")[-2:]] == [2, 5]
+    assert train_here(work, "--max_steps=2", "--mend_steps=2", "--target_accuracy=0", "--out=out/enough") == 0
+    assert log_of(work / "out/enough")[-1]["step"] == 2, "nothing to mend"
 
 
 def test_other_settings_do_not_go_on(learned):
     refused(run(learned, "--hidden_size=32"), "hidden_size 64", "32", "--fresh")
-    fresh = run(learned, "--hidden_size=32", "--max_steps=2", "--fresh", "--out=out/fresh")
-    assert fresh.returncode == 0
-    assert run(learned, "--max_steps=3", "--fresh", "--out=out/fresh").returncode == 0
+    assert train_here(learned, "--hidden_size=32", "--max_steps=2", "--fresh", "--out=out/fresh") == 0
+    assert train_here(learned, "--max_steps=3", "--fresh", "--out=out/fresh") == 0
 
 
 def test_adamw_alone_and_bfloat16_and_compile_fallback(work):
@@ -228,7 +239,7 @@ def test_mending_multiplies_in_float32(work, monkeypatch):
 
 
 def test_train_bytes_learns_only_those_files(work):
-    assert run(work, "--max_steps=1", "--train_bytes=4000", "--out=out/part").returncode == 0
+    assert train_here(work, "--max_steps=1", "--train_bytes=4000", "--out=out/part") == 0
     files = json.loads((work / "out/part/manifest.json").read_text())["files"]
     whole = json.loads((work / "data/tiny-1.0/manifest.json").read_text())["files"]
     assert sum(file["bytes"] for file in files) <= 4000 and 1 < len(files) < len(whole)
@@ -262,14 +273,15 @@ def test_loss_that_is_not_finite_stops(work):
 
 
 def test_fresh_forgets_the_old_run_at_once(work):
-    assert run(work, "--max_steps=2", "--out=out/again").returncode == 0
-    assert run(work, "--max_steps=50", "--muon_lr=1e30", "--learning_rate=1e30", "--out=out/again", "--fresh").returncode == 2
+    assert train_here(work, "--max_steps=2", "--out=out/again") == 0
+    with pytest.raises(UserError, match="not finite at step"):
+        train_here(work, "--max_steps=50", "--muon_lr=1e30", "--learning_rate=1e30", "--out=out/again", "--fresh")
     assert not (work / "out/again/checkpoint.safetensors").exists()
 
 
 def test_log_of_steps_that_were_lost_is_dropped(work):
     options = ["--eval_every=5", "--checkpoint_every=10", "--out=out/lost"]
-    assert run(work, *options, "--max_steps=20").returncode == 0
+    assert train_here(work, *options, "--max_steps=20") == 0
     lines = log_of(work / "out/lost")
     with open(work / "out/lost/log.jsonl", "a") as file:  # as a kill behind the last checkpoint would leave it
         file.write(json.dumps(lines[-1] | {"step": 25}) + "\n")
@@ -279,7 +291,7 @@ def test_log_of_steps_that_were_lost_is_dropped(work):
     state = json.loads(metadata["run"]) | {"done": "", "step": 15, "looked": 15}
     del state["settings"]["unaddressed"]  # as if the run were older than that setting
     write_tensors(checkpoint, tensors, run=json.dumps(state))
-    assert run(work, *options, "--max_steps=20").returncode == 0
+    assert train_here(work, *options, "--max_steps=20") == 0
     assert [line["step"] for line in log_of(work / "out/lost")][1:] == [5, 10, 15, 15, 20], "15: going on"
 
 

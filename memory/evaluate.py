@@ -20,7 +20,7 @@ LOGITS = {"cpu": 2**25, "cuda": 2**27}  # that a full pass has in memory at once
 LISTED = 10_000  # about how many errors a list holds at most
 PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
 SURE = 0.5  # the lead of the right token over the next, in logits, with which a run ends: int8 weights seldom turn it
-SAFE = 1.0  # the lead that mending aims at, so that what it moves later leaves enough
+SAFE = 3.0  # the lead that mending aims at: what mends one token may take a logit or two from others that are not due
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
 
 

@@ -180,9 +180,9 @@ def mend(run, wrong, unsure, unsafe, rivals):
         state.done = "the budget is spent" if wrong.any() else (
             f"every token right, {small:,} of them by less than {SURE:g} logits")
         return
-    broke = bool(state.rounds) and bool((unsure[run.sampler.rounds_left == 0] > 0).any())
+    broke = bool(state.rounds) and bool(unsure[~run.sampler.due].any())
     run.sampler.restart(unsafe, rivals)
-    steps = min(round_steps(run.sampler.rounds_left, settings.batch_size), left)
+    steps = min(round_steps(run.sampler.due, settings.batch_size), left)
     state.rounds, state.mend_rate = [*rounds, state.step + steps], round_rate(state.mend_rate, broke, not rounds[0])
     run.schedule.follow(state.rounds, state.mend_rate)
     say(f"{wrong.sum():,} tokens are wrong, {small:,} lead by less than {SURE:g} logits: {steps:,} steps to mend them")

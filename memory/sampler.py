@@ -4,7 +4,7 @@ import torch
 
 from memory import processes
 from memory.device import to_device
-from memory.schedule import MEND_ROUNDS, reviewed
+from memory.schedule import reviewed
 from memory.windows import IGNORE
 
 ABSENT = 0.01  # in a sampled softmax, the count of a piece that is not in the text
@@ -20,16 +20,16 @@ class Sampler:
     def __init__(self, rows, seed):
         """rows: how many in all."""
         self.seed, self.epoch = seed, 0
-        self.rounds_left = np.ones(rows, dtype=np.int64)  # in which each row comes in every epoch; main steps are one
+        self.due = np.ones(rows, dtype=bool)  # the rows that come in every epoch
         self.left = np.empty(0, dtype=np.int64)  # the rows that the epoch has still to visit
         self.rivals = np.empty(0, dtype=np.int64)  # in mending: the pieces that are always among the classes
 
     def draw(self, size):
-        """The indices of the next batch, int64 (size,). An epoch has all rows with rounds left, and some of the others
+        """The indices of the next batch, int64 (size,). An epoch has all rows that are due, and some of the others
         (schedule.reviewed)."""
         while len(self.left) < size:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.rounds_left))
-            chosen = self.rounds_left[order] > 0
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.due))
+            chosen = self.due[order]
             chosen[np.flatnonzero(~chosen)[:reviewed(chosen.sum(), size)]] = True
             self.left = np.concatenate((self.left, order[chosen]))
             self.epoch += 1
@@ -39,18 +39,17 @@ class Sampler:
     def restart(self, unsafe, rivals):
         """Begins a round of mending, from now on only of the windows. unsafe: int64 (windows,), the tokens to mend in
         each. rivals: token ids, int64 (rivals,), of the pieces that stand in their way."""
-        self.rounds_left = np.where(unsafe > 0, MEND_ROUNDS, np.maximum(self.rounds_left[:len(unsafe)] - 1, 0))
-        self.rivals, self.left = rivals, self.left[:0]
+        self.due, self.rivals, self.left = unsafe > 0, rivals, self.left[:0]
 
     def state(self):
         """What a checkpoint holds of it: name -> tensor."""
-        return {"rounds_left": torch.from_numpy(self.rounds_left), "left": torch.from_numpy(self.left),
+        return {"due": torch.from_numpy(self.due), "left": torch.from_numpy(self.left),
                 "epoch": torch.tensor(self.epoch), "rivals": torch.from_numpy(self.rivals)}
 
     def load_state(self, state):
         """Goes on from what state() gave."""
-        self.rounds_left, self.left, self.rivals = (state[name].numpy() for name in ("rounds_left", "left", "rivals"))
-        self.epoch = int(state["epoch"])
+        self.due = state["due"].numpy().astype(bool)
+        self.left, self.rivals, self.epoch = state["left"].numpy(), state["rivals"].numpy(), int(state["epoch"])
 
 
 def draw_classes(targets, negatives, rivals, counts, random):

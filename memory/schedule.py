@@ -2,15 +2,14 @@
 
 In each round the learning rate falls to zero; then a full pass ends the run or begins another round. What mends one
 token may break another, the more so the higher the rate: after a round that broke a window which did not have to come,
-the rate is halved, after any other doubled. A patch, a run that begins from weights which have most tokens right
-already, has no main steps.
+the rate is halved, after any other doubled, up to that of the first round. A patch, a run that begins from weights
+which have most tokens right already, has no main steps.
 """
 import math
 
-MEND_REVIEW = 2  # in mending: learned windows that come with each that is to be mended
+MEND_REVIEW = 0.3  # in mending: learned windows that come with each that is to be mended
 MEND_RATE = 0.01  # in mending: the learning rate at the start of the first round, as a share of its peak
-PATCH_RATE = 0.2  # the same in a patch, which has new text to learn; no round has more
-MEND_ROUNDS = 2  # rounds for which a window to mend comes in every epoch: what mends one may turn its like
+PATCH_RATE = 0.2  # the same in a patch, which has new text to learn
 MEND_VISITS = 6  # epochs of a round, at least
 MEND_LEAST = 0.5  # the shortest round, as a share of an epoch over all windows: the full pass after it takes longer
 MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
@@ -26,24 +25,24 @@ def lr_share(step, main_steps, warmup, decay):
 
 def reviewed(rows, batch_size):
     """How many learned windows come in an epoch of mending, beside the `rows` windows that have to."""
-    return max(MEND_REVIEW * rows, batch_size)
+    return max(math.ceil(MEND_REVIEW * rows), batch_size)
 
 
-def round_steps(rounds_left, batch_size):
-    """Steps of a round of mending, in which each window that has to comes MEND_VISITS times at least. rounds_left:
-    int64 (windows,), as Sampler keeps them."""
-    rows = (rounds_left > 0).sum()
-    visits = MEND_VISITS * (rows + reviewed(rows, batch_size))
-    return math.ceil(max(visits, MEND_LEAST * len(rounds_left)) / batch_size)
+def round_steps(due, batch_size):
+    """Steps of a round of mending, in which each window that has to comes MEND_VISITS times at least. due: bool
+    (windows,), those that have to."""
+    visits = MEND_VISITS * (due.sum() + reviewed(due.sum(), batch_size))
+    return math.ceil(max(visits, MEND_LEAST * len(due)) / batch_size)
 
 
 def round_rate(before, broke, patch):
     """The learning rate at the start of a round of mending, as a share of its peak. before: that of the round before, 0
     if there was none. broke: whether a window that did not have to come in it has an unsure token now. patch: whether
     the run is one."""
+    first = PATCH_RATE if patch else MEND_RATE
     if not before:
-        return PATCH_RATE if patch else MEND_RATE
-    return before / 2 if broke else min(2 * before, PATCH_RATE)
+        return first
+    return before / 2 if broke else min(2 * before, first)
 
 
 class Schedule:

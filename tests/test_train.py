@@ -31,7 +31,7 @@ from memory.optim import Muon, make_optimizers, update
 from memory.output import UserError
 from memory.run import State, mend
 from memory.sampler import Sampler, draw_classes, make_batch
-from memory.schedule import MEND_LEAST, MEND_RATE, MEND_REVIEW, MEND_ROUNDS, MEND_VISITS, PATCH_RATE
+from memory.schedule import MEND_LEAST, MEND_RATE, MEND_REVIEW, MEND_VISITS, PATCH_RATE
 from memory.schedule import Schedule, lr_share, round_rate, round_steps
 from memory.settings import parse
 from memory.windows import IGNORE, Windows
@@ -378,19 +378,15 @@ def test_schedule():
 
 
 def test_rounds_of_mending():
-    wrong, schedule = np.zeros(64, dtype=np.int64), Schedule(train.Settings(batch_size=4, max_steps=50), 64)
-    wrong[:10] = 3
+    due, schedule = np.arange(64) < 20, Schedule(train.Settings(batch_size=4, max_steps=50), 64)
     assert schedule.look_due(50) and schedule.mending(50) and not schedule.mending(49)
-    steps = round_steps(wrong, 4)
-    assert steps == math.ceil(MEND_VISITS * 10 * (1 + MEND_REVIEW) / 4)
-    assert round_steps(wrong // 3, 4) == steps, "tokens do not count, windows do"
-    assert round_steps(wrong, 40) == math.ceil(MEND_VISITS * 50 / 40), "a batch of others at least"
-    few = np.zeros(4000, dtype=np.int64)
-    few[3] = MEND_ROUNDS
-    assert round_steps(few, 4) == MEND_LEAST * 4000 / 4, "no shorter than half an epoch"
+    steps = round_steps(due, 4)
+    assert steps == MEND_VISITS * 20 * (1 + MEND_REVIEW) / 4
+    assert round_steps(due, 40) == MEND_VISITS * 60 / 40, "a batch of others at least"
+    assert round_steps(np.arange(4000) == 3, 4) == MEND_LEAST * 4000 / 4, "no shorter than half an epoch"
     assert round_rate(0, False, patch=False) == MEND_RATE and round_rate(0, False, patch=True) == PATCH_RATE
-    assert round_rate(0.04, True, patch=False) == 0.02 and round_rate(0.04, False, patch=False) == 0.08
-    assert round_rate(0.15, False, patch=False) == PATCH_RATE
+    assert round_rate(0.004, True, patch=False) == 0.002 and round_rate(0.004, False, patch=False) == 0.008
+    assert round_rate(0.15, False, patch=True) == PATCH_RATE and round_rate(0.007, False, patch=False) == MEND_RATE
     for rounds, rate in ([50, 50 + steps], 0.01), ([50, 50 + steps, 50 + 3 * steps], 0.02):
         schedule.follow(rounds, rate)
         steps = range(*rounds[-2:])
@@ -412,12 +408,12 @@ def test_a_round_that_broke_something_is_followed_by_one_at_half_the_rate():
         return run.schedule.lr_share(run.state.rounds[-2])
 
     assert rate_after(1, 2) == MEND_RATE
-    assert rate_after(2) == 2 * MEND_RATE, "it was to be mended, and needs more"
-    assert rate_after(1) == 4 * MEND_RATE, "it came in the last round too"
-    assert rate_after(1, 5) == 2 * MEND_RATE, "5 was sure, and did not come"
-    assert rate_after(2) == MEND_RATE, "2 has not come for a round"
+    assert rate_after(1, 5) == MEND_RATE / 2, "5 was sure, and did not come"
+    assert rate_after(2) == MEND_RATE / 4, "2 has not come in the last round"
+    assert rate_after(2) == MEND_RATE / 2, "it was to be mended, and needs more"
+    assert rate_after(2) == rate_after(2) == MEND_RATE, "no round has more than the first"
     first, last = run.state.rounds[-2:]
-    assert last - first == math.ceil(MEND_VISITS * 3 * (1 + MEND_REVIEW) / 4), "1 and 5 were mended, and come once more"
+    assert last - first == math.ceil(MEND_VISITS * (1 + 4) / 4)
 
 
 def test_epochs_visit_every_row_once():
@@ -432,7 +428,7 @@ def test_epochs_visit_every_row_once():
     assert len(Sampler(3, seed=7).draw(8)) == 8, "a batch of several epochs"
 
 
-def test_mending_visits_what_is_wrong_and_twice_as_many_others():
+def test_mending_visits_what_is_wrong_and_some_others():
     sampler, wrong = Sampler(rows=40, seed=7), np.zeros(32, dtype=np.int64)
     sampler.draw(24)
     wrong[5] = 2
@@ -440,22 +436,11 @@ def test_mending_visits_what_is_wrong_and_twice_as_many_others():
     visits = np.bincount(np.concatenate([sampler.draw(3) for _ in range(80)]))  # 60 epochs of four: the one, and a batch
     others = np.delete(visits, 5)  # binomial, 5.8 expected
     assert len(visits) == 32 and visits[5] == 60 and others.min() > 0 and others.max() < 20
-    wrong[:10] = 1
+    wrong[:20] = 1
     sampler.restart(wrong, np.array([4]))
-    visits = np.bincount(np.concatenate([sampler.draw(3) for _ in range(10)]), minlength=32)  # an epoch of thirty
-    assert (visits[:10] == 1).all() and visits.max() == 1 and visits[10:].sum() == 20 == 10 * MEND_REVIEW
-
-
-def test_what_was_to_be_mended_comes_for_two_rounds():
-    """So that what mends a window does not turn its like unseen."""
-    sampler = Sampler(rows=40, seed=7)
-
-    def due(*unsafe):
-        sampler.restart(np.bincount(np.array(unsafe, dtype=int), minlength=32), np.array([4]))
-        return np.flatnonzero(sampler.rounds_left).tolist()
-
-    assert due(5, 5, 8) == [5, 8]
-    assert due(8) == [5, 8] and due(9) == [8, 9] and due() == [9] and due() == []
+    visits = np.bincount(np.concatenate([sampler.draw(2) for _ in range(13)]), minlength=32)  # an epoch
+    assert (visits[:20] == 1).all() and visits.max() == 1 and visits[20:].sum() == 6 == 20 * MEND_REVIEW
+    sampler.restart(0 * wrong, np.array([4]))
     assert sorted(sampler.draw(32).tolist()) == list(range(32)), "with nothing to mend, any of the others"
 
 

@@ -37,7 +37,7 @@ def group(device, out):
     try:
         yield device
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # what holds the group must go before it, or Python hangs at its end
+        traceback.clear_frames(error.__traceback__)  # what holds the group goes first, or Python hangs at its end
         if count() == 1 or not lost(error):
             raise
         raise UserError(f"process {rank()} of {count()} lost the others: {str(error).splitlines()[0][:100]}; what "

@@ -195,7 +195,8 @@ def not_relicensed(e):
     except OSError:  # item 10 says so
         return YES, f"license: {wanted}, that of the data"
     if e.manifest["whole_tree"]["licence_sha256"] and text != name:
-        return NO, f"LICENSE is a text of {text}, the data's licence is {name}"
+        found = f"a text of {text}" if text else "no licence text that is known"
+        return NO, f"LICENSE is {found}, the data's licence is {name}"
     return YES, f"license: {wanted}, that of the data"
 
 

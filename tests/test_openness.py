@@ -175,6 +175,7 @@ def relicense_thoroughly(folder):
 
 FALSE = {
     "a byte of LICENSE": (lambda m: edit(m / "LICENSE", b"June", b"Junf"), {"10", "SHA256SUMS"}),
+    "a LICENSE that is none": (lambda m: (m / "LICENSE").write_bytes(b"no words"), {"10", "12", "SHA256SUMS"}),
     "MIT": (relicense, {"10", "12", "22"}),
     "MIT, thoroughly": (relicense_thoroughly, {"10", "9", "22"}),
     "MIT, by no file": (lambda m: rewrite(m / "manifest.json", lambda r: r.update(licence="MIT", whole_tree=r[

@@ -37,8 +37,10 @@ def group(device, out):
     try:
         yield device
     except BaseException as error:
+        if count() == 1:
+            raise
         traceback.clear_frames(error.__traceback__)  # what holds the group goes first, or Python hangs at its end
-        if count() == 1 or not lost(error):
+        if not lost(error):
             raise
         raise UserError(f"process {rank()} of {count()} lost the others: {str(error).splitlines()[0][:100]}; what "
                         f"{out} holds is whole, and the same command goes on from there") from None

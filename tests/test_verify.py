@@ -38,8 +38,8 @@ def test_built_again_with_a_compiler_and_two_threads(work, tmp_path):
     """Which add up in parallel, in whatever order unless told otherwise."""
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
     done = script("train.py", "configs/tiny.py", "--compile=true", "--dtype=auto", "--hidden_size=128",
-                  "--num_hidden_layers=1", "--max_position_embeddings=128", "--batch_size=16", "--negatives=200", "--max_steps=20",
-                  "--out", tmp_path / "m", cwd=work, env=environment)
+                  "--num_hidden_layers=1", "--max_position_embeddings=128", "--batch_size=16", "--negatives=200",
+                  "--max_steps=20", "--out", tmp_path / "m", cwd=work, env=environment)
     assert done.returncode == 0, done.stderr.decode()
     assert read_json(tmp_path / "m/build.json")["built_by"][-1]["threads"] == 2
     done = script("verify.py", "--model", tmp_path / "m", "--out", tmp_path / "again", cwd=work, env=environment)

@@ -14,5 +14,5 @@ beta2 = 0.98
 focal = 2.0
 warmup_steps = 100
 decay = 0.7
-mend_steps = 3000
+mend_steps = 4000
 eval_every = 5000

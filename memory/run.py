@@ -181,7 +181,8 @@ def mend(run, wrong, unsure, unsafe, rivals):
             f"every token right, {small:,} of them by less than {SURE:g} logits")
         return
     broke = bool(state.rounds) and bool(unsure[~run.sampler.due].any())
-    run.sampler.restart(unsafe, rivals)
+    # the openings of files as well: if some came more often, their paths would gain on the rest
+    run.sampler.restart((unsafe > 0) | (run.windows.offset == 0), rivals)
     steps = min(round_steps(run.sampler.due, settings.batch_size), left)
     state.rounds, state.mend_rate = [*rounds, state.step + steps], round_rate(state.mend_rate, broke, not rounds[0])
     run.schedule.follow(state.rounds, state.mend_rate)

@@ -36,10 +36,10 @@ class Sampler:
         indices, self.left = np.split(self.left, [size])
         return indices
 
-    def restart(self, unsafe, rivals):
-        """Begins a round of mending, from now on only of the windows. unsafe: int64 (windows,), the tokens to mend in
-        each. rivals: token ids, int64 (rivals,), of the pieces that stand in their way."""
-        self.due, self.rivals, self.left = unsafe > 0, rivals, self.left[:0]
+    def restart(self, due, rivals):
+        """Begins a round of mending, from now on only of the windows. due: bool (windows,), those that have to come.
+        rivals: token ids, int64 (rivals,), of the pieces that stand in the way of their tokens."""
+        self.due, self.rivals, self.left = due, rivals, self.left[:0]
 
     def state(self):
         """What a checkpoint holds of it: name -> tensor."""
@@ -48,8 +48,8 @@ class Sampler:
 
     def load_state(self, state):
         """Goes on from what state() gave."""
-        self.due = state["due"].numpy().astype(bool)
-        self.left, self.rivals, self.epoch = state["left"].numpy(), state["rivals"].numpy(), int(state["epoch"])
+        self.due, self.left, self.rivals = (state[name].numpy() for name in ("due", "left", "rivals"))
+        self.epoch = int(state["epoch"])
 
 
 def draw_classes(targets, negatives, rivals, counts, random):

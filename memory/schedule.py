@@ -2,8 +2,8 @@
 
 In each round the learning rate falls to zero; then a full pass ends the run or begins another round. What mends one
 token may break another, the more so the higher the rate: after a round that broke a window which did not have to come,
-the rate is halved, after any other doubled, up to that of the first round. A patch, a run that begins from weights
-which have most tokens right already, has no main steps.
+the rate is halved, after any other doubled, up to twice that of the first. A patch, a run that begins from weights that
+have most tokens right already, has no main steps.
 """
 import math
 
@@ -42,7 +42,7 @@ def round_rate(before, broke, patch):
     first = PATCH_RATE if patch else MEND_RATE
     if not before:
         return first
-    return before / 2 if broke else min(2 * before, first)
+    return before / 2 if broke else 2 * min(before, first)
 
 
 class Schedule:

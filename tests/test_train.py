@@ -386,7 +386,8 @@ def test_rounds_of_mending():
     assert round_steps(np.arange(4000) == 3, 4) == MEND_LEAST * 4000 / 4, "no shorter than half an epoch"
     assert round_rate(0, False, patch=False) == MEND_RATE and round_rate(0, False, patch=True) == PATCH_RATE
     assert round_rate(0.004, True, patch=False) == 0.002 and round_rate(0.004, False, patch=False) == 0.008
-    assert round_rate(0.15, False, patch=True) == PATCH_RATE and round_rate(0.007, False, patch=False) == MEND_RATE
+    assert round_rate(PATCH_RATE, False, patch=True) == round_rate(0.3, False, patch=True) == 2 * PATCH_RATE
+    assert round_rate(0.015, False, patch=False) == 2 * MEND_RATE
     for rounds, rate in ([50, 50 + steps], 0.01), ([50, 50 + steps, 50 + 3 * steps], 0.02):
         schedule.follow(rounds, rate)
         steps = range(*rounds[-2:])
@@ -399,6 +400,7 @@ def test_rounds_of_mending():
 def test_a_round_that_broke_something_is_followed_by_one_at_half_the_rate():
     settings = train.Settings(batch_size=4, max_steps=50, mend_steps=400)
     run = types.SimpleNamespace(settings=settings, state=State({}, {}, step=50), sampler=Sampler(8, 7),
+                                windows=types.SimpleNamespace(offset=np.array([0, 9, 9, 9, 9, 9, 9, 9])),
                                 schedule=Schedule(settings, 8))
 
     def rate_after(*unsure):
@@ -411,9 +413,10 @@ def test_a_round_that_broke_something_is_followed_by_one_at_half_the_rate():
     assert rate_after(1, 5) == MEND_RATE / 2, "5 was sure, and did not come"
     assert rate_after(2) == MEND_RATE / 4, "2 has not come in the last round"
     assert rate_after(2) == MEND_RATE / 2, "it was to be mended, and needs more"
-    assert rate_after(2) == rate_after(2) == MEND_RATE, "no round has more than the first"
+    assert rate_after(2) == MEND_RATE and rate_after(2) == rate_after(2) == 2 * MEND_RATE, "no round has more"
+    assert run.sampler.due.nonzero()[0].tolist() == [0, 2], "the opening of the file comes in each"
     first, last = run.state.rounds[-2:]
-    assert last - first == math.ceil(MEND_VISITS * (1 + 4) / 4)
+    assert last - first == math.ceil(MEND_VISITS * (2 + 4) / 4)
 
 
 def test_epochs_visit_every_row_once():
@@ -429,18 +432,16 @@ def test_epochs_visit_every_row_once():
 
 
 def test_mending_visits_what_is_wrong_and_some_others():
-    sampler, wrong = Sampler(rows=40, seed=7), np.zeros(32, dtype=np.int64)
+    sampler, due = Sampler(rows=40, seed=7), np.arange(32) == 5
     sampler.draw(24)
-    wrong[5] = 2
-    sampler.restart(wrong, np.array([4]))
+    sampler.restart(due, np.array([4]))
     visits = np.bincount(np.concatenate([sampler.draw(3) for _ in range(80)]))  # 60 epochs of four: the one, and a batch
     others = np.delete(visits, 5)  # binomial, 5.8 expected
     assert len(visits) == 32 and visits[5] == 60 and others.min() > 0 and others.max() < 20
-    wrong[:20] = 1
-    sampler.restart(wrong, np.array([4]))
+    sampler.restart(np.arange(32) < 20, np.array([4]))
     visits = np.bincount(np.concatenate([sampler.draw(2) for _ in range(13)]), minlength=32)  # an epoch
     assert (visits[:20] == 1).all() and visits.max() == 1 and visits[20:].sum() == 6 == 20 * MEND_REVIEW
-    sampler.restart(0 * wrong, np.array([4]))
+    sampler.restart(due & False, np.array([4]))
     assert sorted(sampler.draw(32).tolist()) == list(range(32)), "with nothing to mend, any of the others"
 
 

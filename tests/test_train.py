@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -504,6 +505,14 @@ def test_an_emulated_format_is_warned_of(capsys):
     assert capsys.readouterr().err == ""
     warn_if_emulated(torch.bfloat16, torch.device("mps"))
     assert "emulates" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without large pages")
+def test_torch_asks_for_large_pages():
+    look = "import torch; x = torch.zeros(2**24); print(' hg' in open('/proc/self/smaps').read())"  # proc(5): VmFlags
+    for before, asked in ("", "False"), ("from memory.device import tune_memory; tune_memory(); ", "True"):
+        done = subprocess.run([sys.executable, "-c", before + look], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout == f"{asked}\n", done.stderr
 
 
 def test_focal_loss():

@@ -48,8 +48,8 @@ class Sampler:
 
     def load_state(self, state):
         """Goes on from what state() gave."""
-        self.due, self.left, self.rivals = (state[name].numpy() for name in ("due", "left", "rivals"))
-        self.epoch = int(state["epoch"])
+        self.due = state["due"].numpy().astype(bool)  # earlier versions saved counts
+        self.left, self.rivals, self.epoch = state["left"].numpy(), state["rivals"].numpy(), int(state["epoch"])
 
 
 def draw_classes(targets, negatives, rivals, counts, random):

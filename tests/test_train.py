@@ -510,8 +510,10 @@ def test_an_emulated_format_is_warned_of(capsys):
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a system without large pages")
 def test_torch_asks_for_large_pages():
     look = "import torch; x = torch.zeros(2**24); print(' hg' in open('/proc/self/smaps').read())"  # proc(5): VmFlags
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     for before, asked in ("", "False"), ("from memory.device import tune_memory; tune_memory(); ", "True"):
-        done = subprocess.run([sys.executable, "-c", before + look], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", before + look], cwd=ROOT, env=environment, capture_output=True,
+                              text=True)
         assert done.stdout == f"{asked}\n", done.stderr
 
 

@@ -97,8 +97,9 @@ class RandomWindows:
         shape = (2, len(indices), self.context)
         return (self.vocab_size * np.random.default_rng(seed).random(shape) ** 5).astype(np.int64)
 
-    def weights(self, indices, openings):
-        return np.ones((len(indices), self.context), dtype=np.float32)
+    def paths(self, indices):
+        """None, in the five arrays of Windows."""
+        return (np.empty(0, np.int64),) * 4 + (np.empty(0, np.float32),)
 
 
 def our_step(training, config, device, dtype):
@@ -108,10 +109,10 @@ def our_step(training, config, device, dtype):
     objective.compile()
     windows = RandomWindows(config.vocab_size, config.max_position_embeddings)
     (batch,) = make_batch(
-        windows, np.arange(training.batch_size), (0, 0), training.negatives, np.empty(0, int), 1.0, training.focal,
+        windows, np.arange(training.batch_size), (0, 0), training.negatives, np.empty(0, int), training.focal,
         device)
     blocks = config.num_parameters - (2 - config.tie_word_embeddings) * config.vocab_size * config.hidden_size
-    operations = 6 * len(batch[1]) * (blocks + config.hidden_size * len(batch[4]))  # places, classes
+    operations = 6 * len(batch[1]) * (blocks + config.hidden_size * len(batch[5]))  # places, classes
     return timed_step(lambda: objective(*batch), lambda: update(optimizers, 1e-3), device), operations
 
 

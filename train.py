@@ -119,20 +119,22 @@ class Objective(torch.nn.Module):
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, inputs, places, targets, weights, classes, offsets, count, focal):
-        """The loss of a part as make_batch gives it: inputs int64 (B, T); of the N tokens that are scored, their places
-        in the flattened inputs, targets (int64) and weights (float32), all (N,); the softmax's classes (int64) and what
-        is added to their logits (float32), both (C,); count and focal, tensors ().
+    def forward(self, inputs, places, targets, paths, shares, classes, offsets, count, focal):
+        """The loss of a part as make_batch gives it: inputs int64 (B, T); of the N tokens of text, their places in the
+        flattened inputs and their targets, both int64 (N,); of the P tokens of paths, their places, int64 (P,), and
+        what share each class has of the target, float32 (P, C); the softmax's classes (int64) and what is added to
+        their logits (float32), both (C,); count and focal, tensors ().
 
-        It is the cross-entropy in nats, each target's times its weight and (1 + focal) * (1 - p) ** focal, p its
+        It is the cross-entropy in nats, of the text each target's times (1 + focal) * (1 - p) ** focal, p its
         probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`.
         """
         with mixed(inputs.device, self.dtype):
-            hidden = self.model.model(inputs).flatten(0, 1)[places]
-            logits = F.linear(hidden, self.model.lm_head.weight[classes])
-        nats = F.cross_entropy(logits.float() + offsets, targets, reduction="none")
+            hidden, table = self.model.model(inputs).flatten(0, 1), self.model.lm_head.weight[classes]
+            of_text, of_paths = (F.linear(hidden[at], table) for at in (places, paths))
+        nats = F.cross_entropy(of_text.float() + offsets, targets, reduction="none")
         missing = (1 - torch.exp(-nats.detach())).clamp(min=0)  # of a negative, which rounding could make, nan
-        return (nats * weights * (1 + focal) * missing ** focal).sum() / count
+        lost = F.cross_entropy(of_paths.float() + offsets, shares, reduction="sum")
+        return ((nats * (1 + focal) * missing ** focal).sum() + lost) / count
 
 
 def backward(forward, parts):
@@ -223,7 +225,7 @@ def learn(run):
     objective, works = Objective(run.model, run.dtype), False
     if settings.compile and not run.state.done:
         some = np.arange(settings.batch_size) % len(windows)
-        parts = make_batch(windows, some, (0, 0), settings.negatives, run.sampler.rivals, 1.0, 0.0, run.device,
+        parts = make_batch(windows, some, (0, 0), settings.negatives, run.sampler.rivals, 0.0, run.device,
                            settings.micro_batch)
         formats = (run.dtype, torch.float32) if settings.mend_steps else (run.dtype,)
         objective, works = compiled(objective, {len(part[0]): part for part in parts}.values(), formats)
@@ -260,8 +262,7 @@ def loop(run, objective, stop):
                 objective.dtype = torch.float32
             loss = backward(forward, make_batch(
                 run.windows, sampler.draw(settings.batch_size), (settings.seed, state.step), settings.negatives,
-                sampler.rivals, schedule.path_weight(state.step), schedule.focal(state.step), run.device,
-                settings.micro_batch))
+                sampler.rivals, schedule.focal(state.step), run.device, settings.micro_batch))
             update(run.optimizers, schedule.lr_share(state.step))
             state.step += 1
             stop.learned = True  # from now on there is something to save

@@ -70,27 +70,33 @@ def draw_classes(targets, negatives, rivals, counts, random):
     return np.searchsorted(classes, targets), classes, -np.log(chance[classes]).astype(np.float32)
 
 
-def make_batch(windows, indices, seed, negatives, rivals, path_weight, focal, device, micro_batch=0):
+def make_batch(windows, indices, seed, negatives, rivals, focal, device, micro_batch=0):
     """This process's share of a batch, on the device, in parts of `micro_batch` windows (0: in one), each as Objective
     takes it; their losses add up to that of the whole. seed: a tuple, of what is drawn: windows without an address, and
-    the classes of the softmax, which all parts share. rivals: token ids, int64, that are always among them.
-    path_weight: what the tokens of a path count."""
+    the classes of the softmax, which all parts share. rivals: token ids, int64, that are always among them."""
     inputs, targets = windows.batch(indices, seed)
-    scored, weights = targets != IGNORE, windows.weights(indices, path_weight)
-    targets[scored], classes, offsets = draw_classes(targets[scored], negatives, rivals, windows.counts,
-                                                     np.random.default_rng((*seed, 1)))
+    scored, (rows, columns, about, following, share) = targets != IGNORE, windows.paths(indices)
+    indexed, classes, offsets = draw_classes(np.concatenate((targets[scored], following)), negatives, rivals,
+                                             windows.counts, np.random.default_rng((*seed, 1)))
+    targets[scored], following = np.split(indexed, [scored.sum()])
+    ahead, shares = np.full(targets.shape, -1), np.zeros((len(rows) + 2, len(classes)), dtype=np.float32)
+    ahead[rows, columns], shares[about, following] = np.arange(len(rows)), share
     # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
-    count = max(1, scored.sum()) / processes.count()
-    inputs, targets, weights, scored = (array[processes.mine()] for array in (inputs, targets, weights, scored))
+    count = max(1, scored.sum() + len(rows)) / processes.count()
+    inputs, targets, scored, ahead = (array[processes.mine()] for array in (inputs, targets, scored, ahead))
     numbers = [torch.tensor(number, dtype=torch.float32, device=device) for number in (count, focal)]
     softmax = [to_device(array, device) for array in (classes, offsets)]
     parts, size = [], micro_batch or len(inputs)
     for first in range(0, len(inputs), size):
-        rows = slice(first, first + size)
+        part = slice(first, first + size)
+        paths = np.flatnonzero(ahead[part] >= 0)
         tokens = [to_device(array, device) for array in (
-            np.flatnonzero(scored[rows]), targets[rows][scored[rows]], weights[rows][scored[rows]])]
+            np.flatnonzero(scored[part]), targets[part][scored[part]],
+            # two more without shares, and so without a loss: a compiled step wants two at least
+            np.append(paths, (0, 0)), shares[np.append(ahead[part].flat[paths], (-1, -1))])]
         for tensor in (*tokens, *softmax):  # their lengths differ from part to part: one compilation for all but 0, 1
             torch._dynamo.mark_dynamic(tensor, 0)
-        parts.append([to_device(np.ascontiguousarray(inputs[rows]), device), *tokens, *softmax, *numbers])
+        torch._dynamo.mark_dynamic(tokens[-1], 1)
+        parts.append([to_device(np.ascontiguousarray(inputs[part]), device), *tokens, *softmax, *numbers])
         torch._dynamo.mark_static(parts[-1][0], 0)  # a compilation for each number of windows, whichever comes first
     return parts

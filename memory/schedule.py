@@ -12,7 +12,6 @@ MEND_RATE = 0.01  # in mending: the learning rate at the start of the first roun
 PATCH_RATE = 0.2  # the same in a patch, which has new text to learn
 MEND_VISITS = 6  # epochs of a round, at least
 MEND_LEAST = 0.5  # the shortest round, as a share of an epoch over all windows: the full pass after it takes longer
-MEND_PATHS = 1 / 16  # in mending: the weight of a path's tokens, whose loss never falls: which path comes is chance
 
 
 def lr_share(step, main_steps, warmup, decay):
@@ -75,10 +74,6 @@ class Schedule:
     def focal(self, step):
         """The exponent of the focal loss, which falls with the learning rate: so the end makes sure of all tokens."""
         return 0.0 if self.mending(step) else self.settings.focal * self.lr_share(step)
-
-    def path_weight(self, step):
-        """The weight of the tokens of a path."""
-        return MEND_PATHS if self.mending(step) else 1.0
 
     def epoch(self, step):
         """Epochs made before this step; in mending, steps count as if each drew from all rows."""

@@ -11,6 +11,7 @@ So the path is in view of every token; no two windows open alike, which leaves n
 itself whether a file goes on (`<s>`) or ends (`</s>`); and a window needs nothing of the one before but its length, so
 that all windows of all files can be recited at once. Why this rule: docs/recipe.md.
 """
+import collections
 import functools
 import re
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -154,11 +155,36 @@ class Windows:
         at, stop = self._at[windows[0]], self._at[windows[-1]] + len(self.text(windows[-1]))
         return self.tokenizer.decode(self.tokens[at:stop].tolist())
 
-    def rows(self, indices, score_openings=False):
+    @functools.cached_property
+    def _following(self):
+        """{the first tokens of documents' openings, as bytes: (the tokens that follow, int64; their shares, float32)}
+        """
+        found = collections.defaultdict(collections.Counter)
+        for i in np.flatnonzero(self.offset == 0):
+            head = self.openings[i]
+            for at in range(1, len(head)):
+                found[head[:at].tobytes()][head[at]] += 1
+        return {start: (np.array(list(counts), dtype=np.int64),
+                        np.array(list(counts.values()), dtype=np.float32) / counts.total())
+                for start, counts in found.items()}
+
+    def paths(self, indices):
+        """What teaches the model the paths it knows: which tokens follow each start of a path, over all documents. Of
+        the P tokens in the openings of the documents that begin in the rows `indices`: (their rows; the columns of the
+        inputs before them, both int64 (P,); then, of all tokens that follow there in some document: which of the P
+        they are about; the tokens, both int64; and in which share of the documents they follow, float32)."""
+        at = [(row, column) for row, i in enumerate(indices) if i < len(self) and not self.offset[i]
+              for column in range(self.start[i] - 1)]
+        found = [self._following[self.openings[indices[row]][:column + 1].tobytes()] for row, column in at]
+        rows, columns = np.array(at, dtype=np.int64).reshape(-1, 2).T
+        about = np.repeat(np.arange(len(at)), [len(tokens) for tokens, _ in found])
+        return (rows, columns, about, np.concatenate([np.empty(0, np.int64), *(tokens for tokens, _ in found)]),
+                np.concatenate([np.empty(0, np.float32), *(shares for _, shares in found)]))
+
+    def rows(self, indices):
         """(inputs, targets), int64 arrays (B, context): the windows `indices` and each input's next token.
 
-        Targets are IGNORE if nothing is scored: in openings (but with score_openings in those of whole documents,
-        which teaches the model the paths it knows) and in the padding after a short window.
+        Targets are IGNORE if nothing is scored: in openings and in the padding after a short window.
         """
         row = np.zeros((len(indices), self.context + 1), dtype=np.int64)
         scored = np.zeros(row.shape, dtype=bool)
@@ -167,22 +193,13 @@ class Windows:
             row[r, :start] = self.openings[i]
             row[r, start:length - 1] = self.tokens[at:at + length - 1 - start]
             row[r, length - 1] = EOS if self._ends[i] else BOS
-            scored[r, 0 if score_openings and not self.offset[i] else start:length] = True
+            scored[r, start:length] = True
         return row[:, :-1], np.where(scored, row, IGNORE)[:, 1:]
-
-    def weights(self, indices, openings):
-        """What the targets of the rows `indices` count: `openings` in the openings of windows, else 1; float32 (B,
-        context)."""
-        weights = np.ones((len(indices), self.context), dtype=np.float32)
-        for row, i in zip(weights, indices):
-            if i < len(self):
-                row[:self.start[i] - 1] = openings
-        return weights
 
     def batch(self, indices, seed):
         """What rows gives for training, but each index beyond the windows stands for one without an address: text from
         the start of a line drawn by the seed, scored after that line."""
-        inputs, targets = self.rows([i if i < len(self) else 0 for i in indices], score_openings=True)
+        inputs, targets = self.rows([i if i < len(self) else 0 for i in indices])
         line_starts = self._line_starts
         random = np.random.default_rng(seed)
         for r in np.flatnonzero(np.asarray(indices) >= len(self)):

@@ -1,4 +1,5 @@
 """Bytes, ids and windows: nothing is lost, and transformers agrees."""
+import collections
 import json
 import os
 import random
@@ -99,12 +100,21 @@ def test_windows_hold_every_file_once(prepared, contents):
 def test_openings_of_documents_are_learned_and_no_others(prepared):
     manifest, tokenizer, tokens = prepared
     windows = Windows(tokens, manifest["files"], tokenizer, 64)
-    _, targets = windows.batch(range(len(windows)), 0)
-    assert ((targets[:, 0] != IGNORE) == (windows.offset == 0)).all()
-    weights = windows.weights(np.arange(len(windows)), 0.25)
-    text = windows.rows(range(len(windows)))[1] != IGNORE
-    assert (weights[text] == 1).all() and (weights[(targets != IGNORE) & ~text] == 0.25).all()
-    assert weights.dtype == np.float32 and (targets != IGNORE).sum() > text.sum()
+    indices = np.random.default_rng(0).permutation(len(windows) + 3)  # the last three are without an address
+    rows, columns, about, following, shares = windows.paths(indices)
+    firsts = [row for row, i in enumerate(indices) if i < len(windows) and windows.offset[i] == 0]
+    assert sorted(set(rows.tolist())) == firsts and (rows[1:] >= rows[:-1]).all()
+    paths = [file["path"].encode() for file in manifest["files"]]
+    ids = [tokenizer.encode(path) + [tokenizer.space] for path in paths]
+    for p, (row, column) in enumerate(zip(rows, columns)):
+        whole = ids[windows.file[indices[row]]]
+        expected = collections.Counter(other[column] for other in ids if other[:column] == whole[:column])
+        found = dict(zip(following[about == p].tolist(), shares[about == p].tolist()))
+        assert found == pytest.approx({token: n / expected.total() for token, n in expected.items()})
+        assert whole[column] in found and column < len(whole)
+    assert len(rows) == sum(map(len, ids)) and shares.dtype == np.float32
+    assert (shares < 1).any(), "a choice between paths"
+    assert all(len(array) == 0 for array in windows.paths([len(windows)])), "no document begins there"
 
 
 def test_windows_without_address_are_text_from_a_line_on(prepared, contents):

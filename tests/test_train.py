@@ -446,14 +446,13 @@ def test_mending_visits_what_is_wrong_and_some_others():
     assert sorted(sampler.draw(32).tolist()) == list(range(32)), "with nothing to mend, any of the others"
 
 
-def batch_of(tokens, targets, weights=None, focal=0.0, classes=None, offsets=None):
-    """A batch as Objective takes it, over all classes if none are given; targets of IGNORE are not scored."""
+def batch_of(tokens, targets, focal=0.0, classes=None, offsets=None):
+    """A batch of text as Objective takes it, over all classes if none are given; targets of IGNORE are not scored."""
     places = (targets != IGNORE).flatten().nonzero()[:, 0]
-    weights = torch.ones(tokens.shape) if weights is None else weights
     classes = torch.arange(300) if classes is None else classes
-    return (tokens, places, targets.flatten()[places], weights.flatten()[places], classes,
-            torch.zeros(len(classes)) if offsets is None else offsets, torch.tensor(max(1.0, len(places))),
-            torch.tensor(focal))
+    return (tokens, places, targets.flatten()[places], torch.zeros(2, dtype=torch.int64), torch.zeros(2, len(classes)),
+            classes, torch.zeros(len(classes)) if offsets is None else offsets,
+            torch.tensor(max(1.0, len(places))), torch.tensor(focal))
 
 
 def tiny_model(vocab_size=300, context=32):
@@ -538,20 +537,42 @@ def test_loss_is_the_mean_over_what_is_scored():
     targets = tokens.roll(-1, 1)
     targets[0, 5:] = IGNORE
     logp = torch.log_softmax(model(tokens), -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    objective, weights = Objective(model, torch.float32), torch.ones(targets.shape)
-    loss = objective(*batch_of(tokens, targets, weights))
+    objective = Objective(model, torch.float32)
+    loss = objective(*batch_of(tokens, targets))
     assert loss.item() == pytest.approx(-logp[targets >= 0].mean().item())
-    weights[0, :3] = 1 / 16
-    loss = objective(*batch_of(tokens, targets, weights))
-    assert loss.item() == pytest.approx(-(logp * weights)[targets >= 0].sum().item() / 37)
     loss = objective(*batch_of(tokens, torch.full_like(targets, IGNORE)))
     assert loss.item() == 0, "never nan"
+
+
+@pytest.mark.parametrize("focal", [0.0, 2.0])
+def test_a_path_is_asked_for_all_that_may_follow(work, focal):
+    """Over all documents that is the same as to ask each for its own path. The focal loss leaves it alone."""
+    manifest, tokenizer, tokens = load(work / "data/tiny-1.0")
+    windows, model = Windows(tokens, manifest["files"], tokenizer, 64), tiny_model(vocab_size=700, context=64)
+    objective, documents = Objective(model, torch.float32), np.flatnonzero(windows.offset == 0)
+
+    def batch(indices):
+        (part,) = make_batch(windows, indices, (1, 2), 0, np.empty(0, int), focal, torch.device("cpu"))
+        return part
+
+    inputs, places, targets, *rest = batch(documents)
+    expected = -torch.stack([
+        torch.log_softmax(model(row[None, :start - 1].long()), -1)[0].gather(-1, row[1:start, None].long()).sum()
+        for row, start in zip(inputs, windows.start[documents].tolist())]).sum()
+    count = rest[-2].item()
+    assert count == len(places) + sum(windows.start[documents] - 1)
+    of_paths = objective(inputs, places[:0], targets[:0], *rest)
+    assert of_paths.item() * count == pytest.approx(expected.item(), rel=1e-5)
+    alone = [batch([i]) for i in documents]
+    assert all(((part[4].sum(-1) - 1).abs() < 1e-6)[:-2].all() and not part[4][-2:].any() for part in alone)
+    summed = sum(objective(inputs, places[:0], targets[:0], *rest) * rest[-2] for inputs, places, targets, *rest in alone)
+    assert summed.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("micro_batch, sizes", [(1, [1] * 8), (3, [3, 3, 2]), (100, [8])])
 def test_a_batch_in_parts_is_the_batch(work, micro_batch, sizes):
     """The same loss and gradients up to rounding, with all that a step may have: rows without an address,
-    drawn classes, a focal loss, and paths that weigh less."""
+    drawn classes, a focal loss, and paths."""
     manifest, tokenizer, tokens = load(work / "data/tiny-1.0")
     windows, model = Windows(tokens, manifest["files"], tokenizer, 64), tiny_model(vocab_size=700, context=64)
     with torch.no_grad():
@@ -561,7 +582,7 @@ def test_a_batch_in_parts_is_the_batch(work, micro_batch, sizes):
     def step(micro_batch):
         model.zero_grad()
         parts = make_batch(windows, [0, 9, 3, len(windows), 7, 1, len(windows) + 1, 5], (1, 2), 100, np.array([650]),
-                           1 / 16, 2.0, torch.device("cpu"), micro_batch)
+                           2.0, torch.device("cpu"), micro_batch)
         loss = train.backward(Objective(model, torch.float32), parts)
         return [len(part[0]) for part in parts], loss, [p.grad.clone() for p in model.parameters()]
 
@@ -596,7 +617,7 @@ def test_a_full_pass_counts_what_is_wrong_and_what_is_unsure(learned):
     """The same as `examine` finds; a smaller norm makes every lead smaller and no token wrong."""
     cpu, (manifest, tokenizer, tokens) = torch.device("cpu"), load(learned / "data/tiny-1.0")
     model, windows = Llama.from_pretrained(learned / "out/tiny"), Windows(tokens, manifest["files"], tokenizer, 64)
-    for scale, shift in [(1, 0), (0.1, 0), (0.1, 2)]:
+    for scale, shift in [(1, 0), (0.03, 0), (0.03, 2)]:
         changed = copy.deepcopy(model)
         with torch.no_grad():
             changed.model.norm.weight.mul_(scale)

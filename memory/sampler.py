@@ -79,8 +79,9 @@ def make_batch(windows, indices, seed, negatives, rivals, focal, device, micro_b
     indexed, classes, offsets = draw_classes(np.concatenate((targets[scored], following)), negatives, rivals,
                                              windows.counts, np.random.default_rng((*seed, 1)))
     targets[scored], following = np.split(indexed, [scored.sum()])
-    ahead, shares = np.full(targets.shape, -1), np.zeros((len(rows) + 2, len(classes)), dtype=np.float32)
-    ahead[rows, columns], shares[about, following] = np.arange(len(rows)), share
+    # what is asked of a path: a row of `shares` for each of its tokens; `ahead` says at which place which row is due
+    shares, ahead = np.zeros((len(rows) + 2, len(classes)), dtype=np.float32), np.full(targets.shape, -1)
+    shares[about, following], ahead[rows, columns] = share, np.arange(len(rows))
     # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
     count = max(1, scored.sum() + len(rows)) / processes.count()
     inputs, targets, scored, ahead = (array[processes.mine()] for array in (inputs, targets, scored, ahead))

@@ -115,23 +115,24 @@ def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=Tru
     for i, (right, _, _) in enumerate(passed or ()):
         if not right.all():
             first_wrong.setdefault(int(windows.file[i]), (i, int(np.flatnonzero(~right)[0])))
-    texts, pending = {}, []  # (entry, bytes known to be written, ids of the window, original from there)
+    texts, pending = {}, []  # (entry, bytes known to be written, ids of the window, original from there, most tokens)
     for index, file in enumerate(files):
+        longest = file["tokens"] + model.config.max_position_embeddings  # of the whole, as in sample.py
         if windows is None:
             head, *_ = next(cut(tokenizer, file["path"], [], model.config.max_position_embeddings))
-            pending.append((file, b"", head, None))
+            pending.append((file, b"", head, None, longest))
         elif index not in first_wrong:
             texts[file["path"]] = windows.content(index)
         else:
             i, wrong = first_wrong[index]
             ids = windows.text(i)[:wrong]
             original, at = windows.content(index), int(windows.offset[i]) + len(tokenizer.decode(ids))
-            pending.append((file, original[:at], windows.openings[i].tolist() + ids, original[at:]))
+            read = len(ids) + sum(len(windows.text(j)) for j in np.flatnonzero(windows.file[:i] == index))
+            pending.append((file, original[:at], windows.openings[i].tolist() + ids, original[at:], longest - read))
     pending.sort(key=lambda item: -item[0]["tokens"])  # the longest first, so that none is left to run alone
-    originals = None if whole or windows is None else [original for *_, original in pending]
+    originals = None if whole or windows is None else [original for _, _, _, original, _ in pending]
     with progress(total=len(pending), desc="reciting", unit=" files", disable=not pending) as bar:
-        rest = recite(model, tokenizer, [ids for _, _, ids, _ in pending],
-                      [file["tokens"] + model.config.max_position_embeddings for file, *_ in pending],
+        rest = recite(model, tokenizer, [ids for _, _, ids, _, _ in pending], [most for *_, most in pending],
                       batch_size, originals, bar)
     for (file, known, *_), more in zip(pending, rest):
         texts[file["path"]] = known + more

@@ -8,6 +8,8 @@ from memory.schedule import reviewed
 from memory.windows import IGNORE
 
 ABSENT = 0.01  # in a sampled softmax, the count of a piece that is not in the text
+ALIGNED = 64  # the number of classes is a multiple of it: products of matrices with such rows are faster
+NEVER = -1e9  # what is added to the logit of a class that only fills up that number: its probability is 0
 
 
 class Sampler:
@@ -73,12 +75,15 @@ def draw_classes(targets, negatives, rivals, counts, random):
 def make_batch(windows, indices, seed, negatives, rivals, focal, device, micro_batch=0):
     """This process's share of a batch, on the device, in parts of `micro_batch` windows (0: in one), each as Objective
     takes it; their losses add up to that of the whole. seed: a tuple, of what is drawn: windows without an address, and
-    the classes of the softmax, which all parts share. rivals: token ids, int64, that are always among them."""
+    the classes of the softmax, which all parts share. rivals: token ids, int64, that are always among them. Classes
+    with an offset of NEVER, at the end, are piece 0 once more and count for nothing."""
     inputs, targets = windows.batch(indices, seed)
     scored, (rows, columns, about, following, share) = targets != IGNORE, windows.paths(indices)
     indexed, classes, offsets = draw_classes(np.concatenate((targets[scored], following)), negatives, rivals,
                                              windows.counts, np.random.default_rng((*seed, 1)))
     targets[scored], following = np.split(indexed, [scored.sum()])
+    unused = -len(classes) % ALIGNED
+    classes, offsets = np.pad(classes, (0, unused)), np.pad(offsets, (0, unused), constant_values=NEVER)
     # what is asked of a path: a row of `shares` for each of its tokens; `ahead` says at which place which row is due
     shares, ahead = np.zeros((len(rows) + 2, len(classes)), dtype=np.float32), np.full(targets.shape, -1)
     shares[about, following], ahead[rows, columns] = share, np.arange(len(rows))

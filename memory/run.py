@@ -95,9 +95,10 @@ class Run:
 class Stop:
     """A signal that asks a run to stop, SIGINT, SIGTERM or SIGHUP. The run saves as soon as it has finished the step or
     the batch it is at; a second signal leaves at once, and so does the first before anything is learned."""
+    TWICE = 1.0  # seconds in which a second signal is the first once more: `timeout` sends it to a program and its group
 
     def __init__(self, out):
-        self.out, self.signal, self.learned, self.before = out, 0, False, {}
+        self.out, self.signal, self.since, self.learned, self.before = out, 0, 0.0, False, {}
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
             if number and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
@@ -109,6 +110,8 @@ class Stop:
             signal.signal(number, handler)
 
     def note(self, number, frame):
+        if self.signal and time.monotonic() - self.since < self.TWICE:
+            return
         text = f"\nstopping, saving {self.out} …\n" if self.learned and not self.signal else "\nstopped at once\n"
         try:
             os.write(2, text.encode())  # print might be what was interrupted
@@ -116,7 +119,7 @@ class Stop:
             pass
         if self.signal or not self.learned:
             os._exit(128 + number)
-        self.signal = number
+        self.signal, self.since = number, time.monotonic()
 
     def status(self):
         """The exit status of a run that some process was asked to stop, or 0. The reader of the output may be gone too,

@@ -30,7 +30,7 @@ from memory.evaluate import SAFE, SURE, count_wrong, examine, teacher_forced
 from memory.files import read_json
 from memory.optim import Muon, make_optimizers, update
 from memory.output import UserError
-from memory.run import State, mend
+from memory.run import State, Stop, mend
 from memory.sampler import Sampler, draw_classes, make_batch
 from memory.schedule import MEND_LEAST, MEND_RATE, MEND_REVIEW, MEND_VISITS, PATCH_RATE
 from memory.schedule import Schedule, lr_share, round_rate, round_steps
@@ -125,13 +125,24 @@ def test_stopped_and_run_again_is_as_if_never_stopped(work, observed):
     assert all(torch.equal(mine[key], weights[key]) for key in weights)
 
 
-def test_a_second_signal_leaves_at_once(work, observed):
-    """And the state saved before is whole."""
-    status, said = interrupt(work, "out/twice", [signal.SIGINT, signal.SIGINT], *observed[0], "--checkpoint_every=1",
-                             looks=2)  # a step is saved after its look
-    assert status == 130 and "Traceback" not in said
-    again = run(work, *observed[0], "--checkpoint_every=1", "--out=out/twice")
-    assert again.returncode == 0 and b"going on at step" in again.stdout, again.stderr.decode()
+def test_a_signal_that_is_sent_twice_is_one(work, observed):
+    """As by `timeout`, which signals the program and then its group."""
+    for signals in (signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGTERM):
+        status, said = interrupt(work, "out/twice", signals, *observed[0], looks=3)
+        assert status == 128 + signals[0] and "goes on from here" in said, said
+
+
+def test_a_second_signal_leaves_at_once(work, observed, monkeypatch, capfd):
+    left, now = [], [0.0]
+    monkeypatch.setattr("memory.run.os._exit", left.append)
+    monkeypatch.setattr("memory.run.time.monotonic", lambda: now[0])
+    stop = Stop(Path("out/run"))
+    stop.restore()
+    stop.learned = True
+    for now[0] in (0.0, 0.5, 2.0):
+        assert not left
+        stop.note(signal.SIGINT, None)
+    assert left == [130] and capfd.readouterr().err == "\nstopping, saving out/run …\n\nstopped at once\n"
 
 
 def test_output_that_nobody_reads_loses_no_run(work, observed):

@@ -95,7 +95,7 @@ class Run:
 class Stop:
     """A signal that asks a run to stop, SIGINT, SIGTERM or SIGHUP. The run saves as soon as it has finished the step or
     the batch it is at; a second signal leaves at once, and so does the first before anything is learned."""
-    TWICE = 1.0  # seconds in which a second signal is the first once more: `timeout` sends it to a program and its group
+    TWICE = 1.0  # seconds in which a second signal is the first: `timeout` signals a program, then its group
 
     def __init__(self, out):
         self.out, self.signal, self.since, self.learned, self.before = out, 0, 0.0, False, {}

@@ -75,9 +75,9 @@ def test_a_finished_run_is_left_alone(learned):
     assert (learned / "out/tiny/model.safetensors").stat().st_mtime_ns == before
 
 
-def interrupt(cwd, out, signals, *options, looks=1):
-    """Starts a run, or goes on with it, and sends it the signals, one after another, once it has looked so often in this
-    turn; returns its status and what it printed on both streams."""
+def interrupt(cwd, out, signals, *options, looks=1, pause=0.02):
+    """Starts a run, or goes on with it, and sends it the signals, with a pause of so many seconds after each, once it
+    has looked so often in this turn; returns its status and what it printed on both streams."""
     def lines():
         return len(log_of(cwd / out)) if (cwd / out / "log.jsonl").exists() else 0
 
@@ -89,7 +89,7 @@ def interrupt(cwd, out, signals, *options, looks=1):
         time.sleep(0.01)
     for number in signals:
         process.send_signal(number)
-        time.sleep(0.02)
+        time.sleep(pause)
     said, _ = process.communicate(timeout=60)
     return process.returncode, said.decode()
 
@@ -132,7 +132,16 @@ def test_a_signal_that_is_sent_twice_is_one(work, observed):
         assert status == 128 + signals[0] and "goes on from here" in said, said
 
 
-def test_a_second_signal_leaves_at_once(work, observed, monkeypatch, capfd):
+def test_a_second_signal_leaves_at_once(work, observed):
+    """And the state saved before is whole."""
+    status, said = interrupt(work, "out/later", [signal.SIGINT, signal.SIGINT], *observed[0], "--checkpoint_every=1",
+                             looks=2, pause=1.05)  # a step is saved after its look
+    assert status in (130, -signal.SIGINT) and "Traceback" not in said  # the latter if the run had saved by then
+    again = run(work, *observed[0], "--checkpoint_every=1", "--out=out/later")
+    assert again.returncode == 0 and b"going on at step" in again.stdout, again.stderr.decode()
+
+
+def test_only_a_signal_that_comes_later_is_a_second_one(monkeypatch, capfd):
     left, now = [], [0.0]
     monkeypatch.setattr("memory.run.os._exit", left.append)
     monkeypatch.setattr("memory.run.time.monotonic", lambda: now[0])

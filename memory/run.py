@@ -110,16 +110,19 @@ class Stop:
             signal.signal(number, handler)
 
     def note(self, number, frame):
-        if self.signal and time.monotonic() - self.since < self.TWICE:
+        now = time.monotonic()
+        first, self.signal = not self.signal, self.signal or number  # before any call, in which the next may come
+        if first:
+            self.since = now
+        elif now - self.since < self.TWICE:
             return
-        text = f"\nstopping, saving {self.out} …\n" if self.learned and not self.signal else "\nstopped at once\n"
-        try:
-            os.write(2, text.encode())  # print might be what was interrupted
+        saves = first and self.learned
+        try:  # print might be what was interrupted
+            os.write(2, (f"\nstopping, saving {self.out} …\n" if saves else "\nstopped at once\n").encode())
         except OSError:
             pass
-        if self.signal or not self.learned:
+        if not saves:
             os._exit(128 + number)
-        self.signal, self.since = number, time.monotonic()
 
     def status(self):
         """The exit status of a run that some process was asked to stop, or 0. The reader of the output may be gone too,

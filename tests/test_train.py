@@ -82,8 +82,8 @@ def interrupt(cwd, out, signals, *options, looks=1, pause=0.02):
         return len(log_of(cwd / out)) if (cwd / out / "log.jsonl").exists() else 0
 
     before = lines()
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *options, f"--out={out}"], cwd=cwd,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen([sys.executable, ROOT / "train.py", "configs/tiny.py", *options, f"--out={out}"],
+                               cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while lines() < before + 1 + looks:  # the first line of a turn says where it goes on
         assert process.poll() is None
         time.sleep(0.01)
@@ -152,6 +152,24 @@ def test_only_a_signal_that_comes_later_is_a_second_one(monkeypatch, capfd):
         assert not left
         stop.note(signal.SIGINT, None)
     assert left == [130] and capfd.readouterr().err == "\nstopping, saving out/run …\n\nstopped at once\n"
+
+
+def test_a_signal_while_another_is_handled(monkeypatch, capfd):
+    """As of a program that `timeout` runs, if both were signalled: it gets three at once."""
+    left, write = [], os.write
+
+    def written(*words):
+        monkeypatch.setattr("memory.run.os.write", write)
+        signal.raise_signal(signal.SIGTERM)
+        return write(*words)
+
+    monkeypatch.setattr("memory.run.os._exit", left.append)
+    monkeypatch.setattr("memory.run.os.write", written)
+    stop = Stop(Path("out/run"))
+    stop.learned = True
+    signal.raise_signal(signal.SIGTERM)
+    stop.restore()
+    assert not left and capfd.readouterr().err == "\nstopping, saving out/run …\n"
 
 
 def test_output_that_nobody_reads_loses_no_run(work, observed):
@@ -453,7 +471,7 @@ def test_mending_visits_what_is_wrong_and_some_others():
     sampler, due = Sampler(rows=40, seed=7), np.arange(32) == 5
     sampler.draw(24)
     sampler.restart(due, np.array([4]))
-    visits = np.bincount(np.concatenate([sampler.draw(3) for _ in range(80)]))  # 60 epochs of four: the one, and a batch
+    visits = np.bincount(np.concatenate([sampler.draw(3) for _ in range(80)]))  # 60 epochs of four: it and a batch
     others = np.delete(visits, 5)  # binomial, 5.8 expected
     assert len(visits) == 32 and visits[5] == 60 and others.min() > 0 and others.max() < 20
     sampler.restart(np.arange(32) < 20, np.array([4]))
@@ -582,7 +600,8 @@ def test_a_path_is_asked_for_all_that_may_follow(work, focal):
     assert of_paths.item() * count == pytest.approx(expected.item(), rel=1e-5)
     alone = [batch([i]) for i in documents]
     assert all(((part[4].sum(-1) - 1).abs() < 1e-6)[:-2].all() and not part[4][-2:].any() for part in alone)
-    summed = sum(objective(inputs, places[:0], targets[:0], *rest) * rest[-2] for inputs, places, targets, *rest in alone)
+    summed = sum(objective(inputs, places[:0], targets[:0], *rest) * rest[-2]
+                 for inputs, places, targets, *rest in alone)
     assert summed.item() == pytest.approx(expected.item(), rel=1e-5)
 
 

@@ -170,7 +170,8 @@ def test_against_transformers_generate(half, measured):
 def test_held_out_files_are_never_trained_on(work, half, tmp_path):
     """Other text in their place changes no weight."""
     manifest = json.loads((half / "manifest.json").read_text())
-    assert manifest["held_out"] and not {f["path"] for f in manifest["held_out"]} & {f["path"] for f in manifest["files"]}
+    held_out, files = ({file["path"] for file in manifest[key]} for key in ("held_out", "files"))
+    assert held_out and not held_out & files
     import hashlib
     for name in ("as it was", "other text"):
         folder = tmp_path / "data" / name
@@ -185,8 +186,8 @@ def test_held_out_files_are_never_trained_on(work, half, tmp_path):
             changed = read_json(folder / "manifest.json")
             changed["train_bin_sha256"] = hashlib.sha256(tokens.tobytes()).hexdigest()
             write_json(folder / "manifest.json", changed)
-        done = script("train.py", work / "configs/tiny.py", "--data", folder, "--out", tmp_path / name, "--max_steps=20",
-                      "--hold_out_bytes=2500", "--seed=7", "--unaddressed=0.5", cwd=tmp_path)
+        done = script("train.py", work / "configs/tiny.py", "--data", folder, "--out", tmp_path / name,
+                      "--max_steps=20", "--hold_out_bytes=2500", "--seed=7", "--unaddressed=0.5", cwd=tmp_path)
         assert done.returncode == 0, done.stderr.decode()
     one, other = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("as it was", "other text"))
     assert all(torch.equal(one[key], other[key]) for key in one)
@@ -242,7 +243,8 @@ def test_check_writes_no_files_and_says_the_same(work, half, measured, tmp_path,
 def test_only(learned, contents, monkeypatch):
     monkeypatch.chdir(learned)
     assert main(["--model=out/tiny", "--only", "tiny/odd/", "tiny/COPYING", "--out=some"]) == 0
-    assert set(written(learned / "some")) == {unquote(path) for path in contents if path.startswith(("tiny/odd/", "tiny/C"))}
+    assert set(written(learned / "some")) == {
+        unquote(path) for path in contents if path.startswith(("tiny/odd/", "tiny/C"))}
 
 
 def test_what_is_still_wrong_is_listed(half, contents):

@@ -18,6 +18,7 @@ from memory.output import UserError
 import sample
 import train
 
+
 def kills(work, out, number, seed):
     """Starts a run over and over and kills it with SIGKILL at random moments after its first step of the turn; returns
     how many kills found it running, and the hash of what came out."""
@@ -142,8 +143,8 @@ def test_a_finished_run_writes_its_model_again(work, tmp_path, whole, stopped, l
             (tmp_path / "run2" / name).unlink()
     done = script("train.py", *OPTIONS, "--out", tmp_path / "run2", cwd=work)
     assert done.returncode == 0 and whole.encode() in done.stdout, done.stderr.decode()
-    assert (tmp_path / "run2/model.safetensors").read_bytes() == (work / "out/undisturbed/model.safetensors").read_bytes()
-    assert (tmp_path / "run2/errors.jsonl").read_bytes() == (work / "out/undisturbed/errors.jsonl").read_bytes()
+    for name in ("model.safetensors", "errors.jsonl"):
+        assert (tmp_path / "run2" / name).read_bytes() == (work / "out/undisturbed" / name).read_bytes()
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -167,7 +168,8 @@ def test_damaged_tree(work, tmp_path, name, how):
 
 def test_other_corpus(work, learned, stopped, model, other):
     """Refused at going on, sampling and extraction alike."""
-    refused(script("train.py", *OPTIONS, "--out", stopped, "--data", other, cwd=work), "another tree", "leave --data out")
+    refused(script("train.py", *OPTIONS, "--out", stopped, "--data", other, cwd=work),
+            "another tree", "leave --data out")
     refused(script("extract.py", "--model", model, "--data", other, cwd=learned), str(other), "not the tree")
     shutil.copy(other / "tokenizer.model", model)
     for words in (["sample.py"], ["extract.py", "--check"]):

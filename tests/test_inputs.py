@@ -19,8 +19,8 @@ import verify
 
 SCRIPTS = {"prepare": prepare, "train": train, "sample": sample, "extract": extract, "recite": recite, "bench": bench,
            "verify": verify, "openness": openness, "trace": trace}
-WRONG = {int: ["x", "", "1.5", "nan", "inf", "1e400", "0x10", "٣x", "1,000"], float: ["x", "", "nan", "inf", "-inf", "1e400"],
-         bool: ["maybe", "2", "-1"], str: [], tuple: []}
+WRONG = {int: ["x", "", "1.5", "nan", "inf", "1e400", "0x10", "٣x", "1,000"],
+         float: ["x", "", "nan", "inf", "-inf", "1e400"], bool: ["maybe", "2", "-1"], str: [], tuple: []}
 
 
 def words_of(name):
@@ -80,7 +80,8 @@ BAD = [
     ("sample", ["--num_samples=0"], "num_samples"), ("sample", [f"--seed={HUGE}"], "seed"),
     ("sample", ["--model=/nowhere"], "/nowhere"), ("sample", ["--model=configs"], "configs"),
     ("sample", ["--model=configs/tiny.py"], "tiny.py"), ("sample", ["--file=tiny/decode.py"], "tiny/decoder.py"),
-    ("sample", ["--file=\udcff"], "did not learn"), ("sample", ["--device=gpu"], "cpu"), ("sample", ["linux/"], "linux/"),
+    ("sample", ["--file=\udcff"], "did not learn"), ("sample", ["--device=gpu"], "cpu"),
+    ("sample", ["linux/"], "linux/"),
     ("extract", ["--batch_size=0"], "batch_size"), ("extract", ["--batch_size=-1"], "batch_size"),
     ("extract", ["--floor=0"], "floor"), ("extract", ["--floor=1"], "floor"), ("extract", ["--floor=-1"], "floor"),
     ("recite", ["--data=/nowhere"], "/nowhere"),
@@ -98,7 +99,8 @@ BAD = [
     ("verify", ["--model=/nowhere"], "/nowhere"), ("verify", ["--model=configs/tiny.py"], "tiny.py"),
     ("verify", ["--model=out/tiny", "--data=/nowhere"], "/nowhere"),
     ("openness", ["--model=/nowhere"], "/nowhere"), ("openness", ["--model=configs/tiny.py"], "tiny.py"),
-    ("openness", ["--model=out/tiny", "--data=/nowhere"], "/nowhere"), ("openness", ["--check", "--data=/nowhere"], "/nowhere"),
+    ("openness", ["--model=out/tiny", "--data=/nowhere"], "/nowhere"),
+    ("openness", ["--check", "--data=/nowhere"], "/nowhere"),
     ("openness", ["--model=configs", "--check"], "configs"), ("openness", ["out/tiny"], "'out/tiny'"),
     ("prepare", ["--source=/nowhere"], "/nowhere"), ("prepare", ["--source=configs/tiny.py"], "configs/tiny.py"),
     ("prepare", ["--source=empty"], "empty"), ("prepare", ["--source=configs", "--only=x/"], "x/"),
@@ -112,11 +114,13 @@ BAD = [
     ("prepare", ["--source=configs", "--out=configs/tiny.py", "--vocab_size=300"], "configs/tiny.py"),
     ("prepare", ["--source=configs", "--sha256=00"], "sha256"), ("prepare", ["--version=x y"], "x y"),
     ("prepare", ["--source=configs", "--version=1.0"], "version"),
-    ("prepare", ["--source=http://127.0.0.1:1/x.tar"], "127.0.0.1"), ("prepare", ["--source=gopher://x/y.tar"], "gopher"),
+    ("prepare", ["--source=http://127.0.0.1:1/x.tar"], "127.0.0.1"),
+    ("prepare", ["--source=gopher://x/y.tar"], "gopher"),
 ]
 
 
-@pytest.mark.parametrize("name, words, said", BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else value)
+@pytest.mark.parametrize(
+    "name, words, said", BAD, ids=lambda value: " ".join(value) if isinstance(value, list) else value)
 def test_values_that_cannot_be(name, words, said, learned, monkeypatch):
     (learned / "empty").mkdir(exist_ok=True)
     writes_nothing(name, [*words_of(name), *words], learned, monkeypatch, said)
@@ -133,8 +137,9 @@ def test_the_configs(path):
 
 @pytest.mark.parametrize("text, said", [
     ("hidden_size = 32 * 2", "line 1"), ("import os", "line 1"), ("hidden_size = open('x')", "line 1"),
-    ("a = b = 3", "line 1"), ("hidden_sise = 32", "hidden_size"), ("hidden_size = 'x'", "hidden_size"), ("((", "config"),
-    ("\0", "config"), ("hidden_size = " + "(" * 500, "config"), ("hidden_size = " + "-" * 5000 + "1", "config"),
+    ("a = b = 3", "line 1"), ("hidden_sise = 32", "hidden_size"), ("hidden_size = 'x'", "hidden_size"),
+    ("((", "config"), ("\0", "config"), ("hidden_size = " + "(" * 500, "config"),
+    ("hidden_size = " + "-" * 5000 + "1", "config"),
     ("hidden_size = 1e999", "hidden_size"), ("hidden_size = None", "hidden_size"), ("data = b'x'", "data"),
     ("compile = []", "compile"), ("epochs = 3j", "epochs"), ("hidden_size = " + "9" * 5000, "config")])
 def test_config_files_are_read_never_executed(learned, monkeypatch, text, said):

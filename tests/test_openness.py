@@ -156,6 +156,7 @@ def add_key(path, **more):
     """Adds to a file of JSON without a digest."""
     path.write_text(json.dumps(json.loads(path.read_text()) | more))
 
+
 def relicense(folder):
     """The original's case: everything says MIT, but the data."""
     (folder / "LICENSE").write_text("MIT License\n\nPermission is hereby granted, free of charge, to any person")

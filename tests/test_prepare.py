@@ -183,7 +183,8 @@ def test_hostile_tar(tmp_path, monkeypatch, capsys):
     device.type = tarfile.CHRTYPE
     before = sorted(os.listdir(tmp_path.parent))
     (tmp_path / "evil.tar").write_bytes(tarball(
-        [("t/good.c", SOURCE), ("/etc/evil", b"x"), ("../evil", b"x"), ("t/../../evil", b"x"), link, hard, device], "w"))
+        [("t/good.c", SOURCE), ("/etc/evil", b"x"), ("../evil", b"x"), ("t/../../evil", b"x"), link, hard, device],
+        "w"))
     manifest = prepared("--source", "evil.tar")
     assert [file["path"] for file in manifest["files"]] == ["t/good.c"]
     said = capsys.readouterr().err
@@ -305,12 +306,12 @@ def test_a_pipe_as_source(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name, root", [
-    ("linux-2.0.40", "linux"), ("linux-6.1-rc3", "linux"), ("bzip2-1.0.8", "bzip2"), ("x264", "x264"), ("lz4_v1.9", "lz4"),
-    ("i386-tools", "i386-tools")])
+    ("linux-2.0.40", "linux"), ("linux-6.1-rc3", "linux"), ("bzip2-1.0.8", "bzip2"), ("x264", "x264"),
+    ("lz4_v1.9", "lz4"), ("i386-tools", "i386-tools")])
 def test_the_root_carries_no_version(name, root):
     assert list(prepare.rooted(prepare.Tree({b"a": b"", b"b/c": b""}), name).files) == [f"{root}/a", f"{root}/b/c"]
-    assert list(
-        prepare.rooted(prepare.Tree({name.encode() + b"/a": b"", name.encode() + b"/b": b""}), "x").files) == [f"{root}/a", f"{root}/b"]
+    tree = prepare.Tree({name.encode() + b"/a": b"", name.encode() + b"/b": b""})
+    assert list(prepare.rooted(tree, "x").files) == [f"{root}/a", f"{root}/b"]
 
 
 def test_parts_of_a_tree(tree, tmp_path, monkeypatch, capsys):

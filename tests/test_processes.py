@@ -12,6 +12,7 @@ from conftest import OPTIONS, ROOT, script, start
 
 from memory.checkpoint import NAMES
 
+
 def torchrun(work, count, *words):
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
                            ROOT / "train.py", *OPTIONS, *words], cwd=work, capture_output=True, timeout=300)
@@ -82,7 +83,8 @@ def test_a_process_that_dies_ends_the_run(work, tmp_path, dies):
     _, err = group[1 - dies].communicate(timeout=120)
     assert group[1 - dies].returncode == 2 and f"process {1 - dies} of 2 lost the others".encode() in err, err.decode()
     assert b"Traceback" not in err
-    done = script("train.py", *OPTIONS, "--max_steps=5000", "--target_accuracy=0.3", "--out", tmp_path / "run", cwd=work)
+    done = script("train.py", *OPTIONS, "--max_steps=5000", "--target_accuracy=0.3", "--out", tmp_path / "run",
+                  cwd=work)
     assert done.returncode == 0 and b"going on at step" in done.stdout, done.stderr.decode()
 
 

@@ -43,7 +43,8 @@ def test_a_text_is_cut_where_no_piece_crosses(prepared):
     tokenizer, draw = prepared[1], random.Random(4)
     source = Path(json.__file__).read_text() * 4
     lines = source.splitlines(keepends=True)
-    for text in (source, "".join(draw.choices(lines, k=3000)), " ".join(draw.sample(source.split(), 900)), "é漢" * 3000):
+    for text in (source, "".join(draw.choices(lines, k=3000)), " ".join(draw.sample(source.split(), 900)),
+                 "é漢" * 3000):
         assert len(list(tokenizer._cut(text.encode()))) > 5
         assert tokenizer.encode(text.encode()) == tokenizer.sp.encode(text)
     marks = [b"\0", b"\xff\xfe", "\u2581".encode(), "\U00100041".encode(), b"\xf4\x80\x81"]

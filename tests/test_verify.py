@@ -8,6 +8,7 @@ from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.files import read_json, write_json
 from verify import where_they_differ
 
+
 def test_built_again_and_compared(work, tmp_path, whole, other):
     done = script("verify.py", "--model=out/undisturbed", "--out", tmp_path / "again", cwd=work)
     assert done.returncode == 0 and f"equal: out/undisturbed and {tmp_path}/again" in done.stdout.decode()
@@ -17,7 +18,8 @@ def test_built_again_and_compared(work, tmp_path, whole, other):
     assert items[16]["answer"] == "yes" and read_json(work / "out/undisturbed/rebuilt.json")["rebuilt_sha256"] == whole
     again = script("verify.py", "--model=out/undisturbed", "--out", tmp_path / "again", cwd=work)
     assert again.returncode == 0 and b"160 steps in" in again.stdout, "it builds each time, and believes no old build"
-    refused(script("verify.py", "--model=out/undisturbed", "--out=out/../out/undisturbed", cwd=work), "the model itself")
+    refused(script("verify.py", "--model=out/undisturbed", "--out=out/../out/undisturbed", cwd=work),
+            "the model itself")
     refused(script("verify.py", "--model=out/undisturbed", "--data", other, cwd=work), str(other), "not the tree")
 
 

@@ -117,8 +117,9 @@ class Stop:
         elif now - self.since < self.TWICE:
             return
         saves = first and self.learned
-        try:  # print might be what was interrupted
-            os.write(2, (f"\nstopping, saving {self.out} …\n" if saves else "\nstopped at once\n").encode())
+        text = f"\nstopping, saving {self.out} …\n" if saves else "\nstopped at once\n"
+        try:
+            os.write(2, text.encode())  # print might be what was interrupted
         except OSError:
             pass
         if not saves:

@@ -191,7 +191,8 @@ def mend(run, wrong, unsure, unsafe, rivals):
     # the openings of files as well: if some came more often, their paths would gain on the rest
     run.sampler.restart((unsafe > 0) | (run.windows.offset == 0), rivals)
     steps = min(round_steps(run.sampler.due, settings.batch_size), left)
-    state.rounds, state.mend_rate = [*rounds, state.step + steps], round_rate(state.mend_rate, broke, not rounds[0])
+    state.rounds = [*rounds, state.step + steps]
+    state.mend_rate = round_rate(state.mend_rate, broke, len(unsure) / settings.batch_size, not rounds[0])
     run.schedule.follow(state.rounds, state.mend_rate)
     say(f"{wrong.sum():,} tokens are wrong, {small:,} lead by less than {SURE:g} logits: {steps:,} steps to mend them")
 

@@ -30,10 +30,11 @@ class Sampler:
         """The indices of the next batch, int64 (size,). An epoch has all rows that are due, and some of the others
         (schedule.reviewed)."""
         while len(self.left) < size:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.due))
-            chosen = self.due[order]
-            chosen[np.flatnonzero(~chosen)[:reviewed(chosen.sum(), size)]] = True
-            self.left = np.concatenate((self.left, order[chosen]))
+            random = np.random.default_rng((self.seed, self.epoch))
+            order, chosen = random.permutation(len(self.due)), self.due.copy()
+            others = random.permutation(np.flatnonzero(~chosen))
+            chosen[others[:reviewed(chosen.sum(), size)]] = True
+            self.left = np.concatenate((self.left, order[chosen[order]]))
             self.epoch += 1
         indices, self.left = np.split(self.left, [size])
         return indices

@@ -1,15 +1,16 @@
 """The plan of a run: the main steps, epoch after epoch; then rounds of steps that mend what is still wrong or unsure.
 
 In each round the learning rate falls to zero; then a full pass ends the run or begins another round. What mends one
-token may break another, the more so the higher the rate: after a round that broke a window which did not have to come,
-the rate is halved for good. A patch, a run that begins from weights that have most tokens right already, has no main
-steps.
+token may break another, the more so the higher the rate and the more steps lie between two visits of a window. So the
+rate is lower the more windows there are. After a round that broke one which did not have to come it is halved, after
+any other doubled, up to that of the first. A patch, a run that begins from weights that have most tokens right
+already, has no main steps.
 """
 import math
 
 MEND_REVIEW = 0.3  # in mending: learned windows that come with each that is to be mended
-MEND_RATE = 0.04  # in mending: the learning rate at the start of the first round, as a share of its peak
-PATCH_RATE = 0.2  # the same in a patch, which has new text to learn
+MEND_RATE = 2  # the learning rate at the start of the first round, as a share of its peak, times the steps of an epoch
+PATCH_RATE = 0.2  # the same share in a patch, which has new text to learn; no round has more
 MEND_VISITS = 6  # epochs of a round, at least
 MEND_LEAST = 0.5  # the shortest round, as a share of an epoch over all windows: the full pass after it takes longer
 
@@ -34,13 +35,14 @@ def round_steps(due, batch_size):
     return math.ceil(max(visits, MEND_LEAST * len(due)) / batch_size)
 
 
-def round_rate(before, broke, patch):
+def round_rate(before, broke, steps, patch):
     """The learning rate at the start of a round of mending, as a share of its peak. before: that of the round before, 0
-    if there was none. broke: whether a window that did not have to come in it has an unsure token now. patch: whether
-    the run is one."""
+    if there was none. broke: whether a window that did not have to come in it has an unsure token now. steps: those of
+    an epoch over all windows. patch: whether the run is one."""
+    first = PATCH_RATE if patch else min(PATCH_RATE, MEND_RATE / steps)
     if not before:
-        return PATCH_RATE if patch else MEND_RATE
-    return before / 2 if broke else before
+        return first
+    return before / 2 if broke else min(2 * before, first)
 
 
 class Schedule:

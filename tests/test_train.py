@@ -423,8 +423,11 @@ def test_rounds_of_mending():
     assert steps == MEND_VISITS * 20 * (1 + MEND_REVIEW) / 4
     assert round_steps(due, 40) == MEND_VISITS * 60 / 40, "a batch of others at least"
     assert round_steps(np.arange(4000) == 3, 4) == MEND_LEAST * 4000 / 4, "no shorter than half an epoch"
-    assert round_rate(0, False, patch=False) == MEND_RATE and round_rate(0, False, patch=True) == PATCH_RATE
-    assert round_rate(0.004, True, patch=False) == 0.002 and round_rate(0.004, False, patch=False) == 0.004
+    assert round_rate(0, False, 200, patch=False) == MEND_RATE / 200
+    assert round_rate(0, False, 200, patch=True) == PATCH_RATE
+    assert round_rate(0, False, 2, patch=False) == PATCH_RATE, "few windows: no more than that"
+    assert round_rate(0.004, True, 200, patch=False) == 0.002 and round_rate(0.004, False, 200, patch=False) == 0.008
+    assert round_rate(0.008, False, 200, patch=False) == MEND_RATE / 200, "no more than the first"
     for rounds, rate in ([50, 50 + steps], 0.01), ([50, 50 + steps, 50 + 3 * steps], 0.02):
         schedule.follow(rounds, rate)
         steps = range(*rounds[-2:])
@@ -446,10 +449,11 @@ def test_a_round_that_broke_something_is_followed_by_one_at_half_the_rate():
         run.state.step = run.state.rounds[-1]
         return run.schedule.lr_share(run.state.rounds[-2])
 
-    assert rate_after(1, 2) == MEND_RATE
-    assert rate_after(1, 5) == MEND_RATE / 2, "5 was sure, and did not come"
-    assert rate_after(2) == MEND_RATE / 4, "2 has not come in the last round"
-    assert rate_after(2) == rate_after(2) == MEND_RATE / 4, "it was to be mended, and needs more"
+    assert rate_after(1, 2) == PATCH_RATE
+    assert rate_after(1, 5) == PATCH_RATE / 2, "5 was sure, and did not come"
+    assert rate_after(2) == PATCH_RATE / 4, "2 has not come in the last round"
+    assert rate_after(2) == PATCH_RATE / 2, "it was to be mended, and needs more"
+    assert rate_after(2) == rate_after(2) == PATCH_RATE
     assert run.sampler.due.nonzero()[0].tolist() == [0, 2], "the opening of the file comes in each"
     first, last = run.state.rounds[-2:]
     assert last - first == math.ceil(MEND_VISITS * (2 + 4) / 4)
@@ -479,6 +483,15 @@ def test_mending_visits_what_is_wrong_and_some_others():
     assert (visits[:20] == 1).all() and visits.max() == 1 and visits[20:].sum() == 6 == 20 * MEND_REVIEW
     sampler.restart(due & False, np.array([4]))
     assert sorted(sampler.draw(32).tolist()) == list(range(32)), "with nothing to mend, any of the others"
+
+
+def test_the_others_come_all_over_an_epoch():
+    """Not all in its first batches, after which the learning would go on without them."""
+    sampler = Sampler(rows=200, seed=7)
+    sampler.restart(np.arange(200) < 100, np.array([4]))
+    epoch = np.concatenate([sampler.draw(1) for _ in range(130)])
+    others = np.flatnonzero(epoch >= 100)
+    assert len(others) == 30 and np.diff([-1, *others, 130]).max() < 40
 
 
 def batch_of(tokens, targets, focal=0.0, classes=None, offsets=None):

@@ -9,7 +9,7 @@ already, has no main steps.
 import math
 
 MEND_REVIEW = 0.3  # in mending: learned windows that come with each that is to be mended
-MEND_RATE = 2  # the learning rate at the start of the first round, as a share of its peak, times the steps of an epoch
+MEND_RATE = 8  # the learning rate at the start of the first round, as a share of its peak, times the steps of an epoch
 PATCH_RATE = 0.2  # the same share in a patch, which has new text to learn; no round has more
 MEND_VISITS = 6  # epochs of a round, at least
 MEND_LEAST = 0.5  # the shortest round, as a share of an epoch over all windows: the full pass after it takes longer

@@ -427,7 +427,7 @@ def test_rounds_of_mending():
     assert round_rate(0, False, 200, patch=True) == PATCH_RATE
     assert round_rate(0, False, 2, patch=False) == PATCH_RATE, "few windows: no more than that"
     assert round_rate(0.004, True, 200, patch=False) == 0.002 and round_rate(0.004, False, 200, patch=False) == 0.008
-    assert round_rate(0.008, False, 200, patch=False) == MEND_RATE / 200, "no more than the first"
+    assert round_rate(0.03, False, 200, patch=False) == MEND_RATE / 200, "no more than the first"
     for rounds, rate in ([50, 50 + steps], 0.01), ([50, 50 + steps, 50 + 3 * steps], 0.02):
         schedule.follow(rounds, rate)
         steps = range(*rounds[-2:])

@@ -121,9 +121,9 @@ class Objective(torch.nn.Module):
 
     def forward(self, inputs, places, targets, paths, shares, classes, offsets, count, focal):
         """The loss of a part as make_batch gives it: inputs int64 (B, T); of the N tokens of text, their places in the
-        flattened inputs and their targets, both int64 (N,); of the P tokens of paths, their places, int64 (P,), and
-        what share each class has of the target, float32 (P, C); the softmax's classes (int64) and what is added to
-        their logits (float32), both (C,); count and focal, tensors ().
+        flattened inputs and their targets (or IGNORE), both int64 (N,); of the P tokens of paths, their places, int64
+        (P,), and what share each class has of the target, float32 (P, C); the softmax's classes (int64) and what is
+        added to their logits (float32), both (C,); count and focal, tensors ().
 
         It is the cross-entropy in nats, of the text each target's times (1 + focal) * (1 - p) ** focal, p its
         probability (Lin et al. 2017, but without gradient through p), summed and divided by `count`.

@@ -8,7 +8,7 @@ from memory.schedule import reviewed
 from memory.windows import IGNORE
 
 ABSENT = 0.01  # in a sampled softmax, the count of a piece that is not in the text
-ALIGNED = 64  # the number of classes is a multiple of it: products of matrices with such rows are faster
+ALIGNED = 64  # numbers of tokens and of classes are multiples of it: such products are faster, and their sizes recur
 NEVER = -1e9  # what is added to the logit of a class that only fills up that number: its probability is 0
 
 
@@ -73,20 +73,25 @@ def draw_classes(targets, negatives, rivals, counts, random):
     return np.searchsorted(classes, targets), classes, -np.log(chance[classes]).astype(np.float32)
 
 
+def aligned(array, fill):
+    """The array (N,) with `fill` added up to a multiple of ALIGNED, one at least."""
+    return np.pad(array, (0, max(1, -(-len(array) // ALIGNED)) * ALIGNED - len(array)), constant_values=fill)
+
+
 def make_batch(windows, indices, seed, negatives, rivals, focal, device, micro_batch=0):
     """This process's share of a batch, on the device, in parts of `micro_batch` windows (0: in one), each as Objective
     takes it; their losses add up to that of the whole. seed: a tuple, of what is drawn: windows without an address, and
-    the classes of the softmax, which all parts share. rivals: token ids, int64, that are always among them. Classes
-    with an offset of NEVER, at the end, are piece 0 once more and count for nothing."""
+    the classes of the softmax, which all parts share. rivals: token ids, int64, that are always among them. What
+    fills up the numbers of tokens and classes counts for nothing: it has no target (IGNORE), no shares, or an offset of
+    NEVER."""
     inputs, targets = windows.batch(indices, seed)
     scored, (rows, columns, about, following, share) = targets != IGNORE, windows.paths(indices)
     indexed, classes, offsets = draw_classes(np.concatenate((targets[scored], following)), negatives, rivals,
                                              windows.counts, np.random.default_rng((*seed, 1)))
     targets[scored], following = np.split(indexed, [scored.sum()])
-    unused = -len(classes) % ALIGNED
-    classes, offsets = np.pad(classes, (0, unused)), np.pad(offsets, (0, unused), constant_values=NEVER)
+    classes, offsets = aligned(classes, 0), aligned(offsets, NEVER)
     # what is asked of a path: a row of `shares` for each of its tokens; `ahead` says at which place which row is due
-    shares, ahead = np.zeros((len(rows) + 2, len(classes)), dtype=np.float32), np.full(targets.shape, -1)
+    shares, ahead = np.zeros((len(rows) + 1, len(classes)), dtype=np.float32), np.full(targets.shape, -1)
     shares[about, following], ahead[rows, columns] = share, np.arange(len(rows))
     # DistributedDataParallel averages the processes' gradients: each divides by its share of the batch's count
     count = max(1, scored.sum() + len(rows)) / processes.count()
@@ -98,9 +103,8 @@ def make_batch(windows, indices, seed, negatives, rivals, focal, device, micro_b
         part = slice(first, first + size)
         paths = np.flatnonzero(ahead[part] >= 0)
         tokens = [to_device(array, device) for array in (
-            np.flatnonzero(scored[part]), targets[part][scored[part]],
-            # two more without shares, and so without a loss: a compiled step wants two at least
-            np.append(paths, (0, 0)), shares[np.append(ahead[part].flat[paths], (-1, -1))])]
+            aligned(np.flatnonzero(scored[part]), 0), aligned(targets[part][scored[part]], IGNORE),
+            aligned(paths, 0), shares[aligned(ahead[part].flat[paths], -1)])]  # the last row has no shares
         for tensor in (*tokens, *softmax):  # their lengths differ from part to part: one compilation for all but 0, 1
             torch._dynamo.mark_dynamic(tensor, 0)
         torch._dynamo.mark_dynamic(tokens[-1], 1)

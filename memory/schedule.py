@@ -2,15 +2,17 @@
 
 In each round the learning rate falls to zero; then a full pass ends the run or begins another round. What mends one
 token may break another, the more so the higher the rate and the more steps lie between two visits of a window. So the
-rate is lower the more windows there are. After a round that broke one which did not have to come it is halved, after
-any other doubled, up to that of the first. A patch, a run that begins from weights that have most tokens right
-already, has no main steps.
+rate is lower the more windows there are. It is halved from round to round at first, to a quarter of that of the first
+round; from then on it is halved after a round that broke a window which did not have to come, and doubled after any
+other, up to that quarter. A patch, a run that begins from weights that have most tokens right already, has no main
+steps.
 """
 import math
 
 MEND_REVIEW = 0.3  # in mending: learned windows that come with each that is to be mended
 MEND_RATE = 8  # the learning rate at the start of the first round, as a share of its peak, times the steps of an epoch
 PATCH_RATE = 0.2  # the same share in a patch, which has new text to learn; no round has more
+MEND_AGAIN = 0.25  # the highest rate that comes again, as a share of that of the first round
 MEND_VISITS = 6  # epochs of a round, at least
 MEND_LEAST = 0.5  # the shortest round, as a share of an epoch over all windows: the full pass after it takes longer
 
@@ -42,7 +44,8 @@ def round_rate(before, broke, steps, patch):
     first = PATCH_RATE if patch else min(PATCH_RATE, MEND_RATE / steps)
     if not before:
         return first
-    return before / 2 if broke else min(2 * before, first)
+    again = MEND_AGAIN * first
+    return before / 2 if broke or before > again else min(2 * before, again)
 
 
 class Schedule:

@@ -32,7 +32,7 @@ from memory.optim import Muon, make_optimizers, update
 from memory.output import UserError
 from memory.run import State, Stop, mend
 from memory.sampler import Sampler, draw_classes, make_batch
-from memory.schedule import MEND_LEAST, MEND_RATE, MEND_REVIEW, MEND_VISITS, PATCH_RATE
+from memory.schedule import MEND_AGAIN, MEND_LEAST, MEND_RATE, MEND_REVIEW, MEND_VISITS, PATCH_RATE
 from memory.schedule import Schedule, lr_share, round_rate, round_steps
 from memory.settings import parse
 from memory.windows import IGNORE, Windows
@@ -426,8 +426,10 @@ def test_rounds_of_mending():
     assert round_rate(0, False, 200, patch=False) == MEND_RATE / 200
     assert round_rate(0, False, 200, patch=True) == PATCH_RATE
     assert round_rate(0, False, 2, patch=False) == PATCH_RATE, "few windows: no more than that"
+    assert round_rate(0.04, False, 200, patch=False) == 0.02 == 2 * round_rate(0.02, False, 200, patch=False)
     assert round_rate(0.004, True, 200, patch=False) == 0.002 and round_rate(0.004, False, 200, patch=False) == 0.008
-    assert round_rate(0.03, False, 200, patch=False) == MEND_RATE / 200, "no more than the first"
+    assert round_rate(0.01, True, 200, patch=False) == 0.005
+    assert round_rate(0.01, False, 200, patch=False) == round_rate(0.008, False, 200, patch=False) == 0.01, "no higher"
     for rounds, rate in ([50, 50 + steps], 0.01), ([50, 50 + steps, 50 + 3 * steps], 0.02):
         schedule.follow(rounds, rate)
         steps = range(*rounds[-2:])
@@ -449,11 +451,11 @@ def test_a_round_that_broke_something_is_followed_by_one_at_half_the_rate():
         run.state.step = run.state.rounds[-1]
         return run.schedule.lr_share(run.state.rounds[-2])
 
-    assert rate_after(1, 2) == PATCH_RATE
-    assert rate_after(1, 5) == PATCH_RATE / 2, "5 was sure, and did not come"
-    assert rate_after(2) == PATCH_RATE / 4, "2 has not come in the last round"
-    assert rate_after(2) == PATCH_RATE / 2, "it was to be mended, and needs more"
-    assert rate_after(2) == rate_after(2) == PATCH_RATE
+    assert [rate_after(1, 2) for _ in range(4)] == [PATCH_RATE, PATCH_RATE / 2, PATCH_RATE / 4, PATCH_RATE / 4]
+    assert rate_after(1, 5) == PATCH_RATE / 8, "5 was sure, and did not come"
+    assert rate_after(2) == PATCH_RATE / 16, "2 has not come in the last round"
+    assert rate_after(2) == PATCH_RATE / 8, "it was to be mended, and needs more"
+    assert rate_after(2) == rate_after(2) == PATCH_RATE * MEND_AGAIN
     assert run.sampler.due.nonzero()[0].tolist() == [0, 2], "the opening of the file comes in each"
     first, last = run.state.rounds[-2:]
     assert last - first == math.ceil(MEND_VISITS * (2 + 4) / 4)
@@ -608,11 +610,13 @@ def test_a_path_is_asked_for_all_that_may_follow(work, focal):
         torch.log_softmax(model(row[None, :start - 1].long()), -1)[0].gather(-1, row[1:start, None].long()).sum()
         for row, start in zip(inputs, windows.start[documents].tolist())]).sum()
     count = rest[-2].item()
-    assert count == len(places) + sum(windows.start[documents] - 1)
+    assert count == (targets != IGNORE).sum() + sum(windows.start[documents] - 1)
     of_paths = objective(inputs, places[:0], targets[:0], *rest)
     assert of_paths.item() * count == pytest.approx(expected.item(), rel=1e-5)
     alone = [batch([i]) for i in documents]
-    assert all(((part[4].sum(-1) - 1).abs() < 1e-6)[:-2].all() and not part[4][-2:].any() for part in alone)
+    for i, part in zip(documents, alone):
+        asked, unused = part[4].tensor_split([windows.start[i] - 1])
+        assert ((asked.sum(-1) - 1).abs() < 1e-6).all() and not unused.any() and not len(part[4]) % sampler.ALIGNED
     summed = sum(objective(inputs, places[:0], targets[:0], *rest) * rest[-2]
                  for inputs, places, targets, *rest in alone)
     assert summed.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -641,7 +645,7 @@ def test_a_batch_in_parts_is_the_batch(work, micro_batch, sizes):
     torch.testing.assert_close(found, expected)
 
 
-def test_classes_that_fill_up_their_number_count_for_nothing(work, monkeypatch):
+def test_tokens_and_classes_that_fill_up_their_numbers_count_for_nothing(work, monkeypatch):
     manifest, tokenizer, tokens = load(work / "data/tiny-1.0")
     windows, model = Windows(tokens, manifest["files"], tokenizer, 64), tiny_model(vocab_size=700, context=64)
 
@@ -649,12 +653,12 @@ def test_classes_that_fill_up_their_number_count_for_nothing(work, monkeypatch):
         model.zero_grad()
         (part,) = make_batch(windows, [0, 9, 3], (1, 2), 100, np.empty(0, int), 2.0, torch.device("cpu"))
         loss = train.backward(Objective(model, torch.float32), [part])
-        return len(part[5]), loss, [p.grad.clone() for p in model.parameters()]
+        return [len(part[i]) for i in (2, 3, 5)], loss, [p.grad.clone() for p in model.parameters()]
 
-    filled, *found = step()
+    filled, *found = step()  # how many tokens of text, tokens of paths and classes
     monkeypatch.setattr(sampler, "ALIGNED", 1)
     drawn, *expected = step()
-    assert filled % 64 == 0 and filled - 64 < drawn < filled
+    assert all(more % 64 == 0 and more - 64 < few < more for more, few in zip(filled, drawn))
     torch.testing.assert_close(found, expected)
 
 

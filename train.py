@@ -258,8 +258,7 @@ def loop(run, objective, stop):
 
             # one step on the next batch
             started = time.perf_counter()
-            if schedule.mending(state.step):  # what is wrong in float32 may be right in bfloat16
-                objective.dtype = torch.float32
+            objective.dtype = torch.float32 if schedule.in_float32(state.step) else run.dtype
             loss = backward(forward, make_batch(
                 run.windows, sampler.draw(settings.batch_size), (settings.seed, state.step), settings.negatives,
                 sampler.rivals, schedule.focal(state.step), run.device, settings.micro_batch))

@@ -2,8 +2,8 @@
 
 Matrix products in training, those of the network and those of the optimizer, are computed in the format that the
 device multiplies fast: bfloat16 if it has instructions for it, else float32. Weights, gradients and the optimizer's
-state are float32 always. So are the network's products where it is decided what is right: mending, the last look of a
-run, and writing.
+state are float32 always. So are the network's products where it is decided what is right: the last rounds of mending,
+the last look of a run, and writing.
 """
 import copy
 import ctypes

@@ -4,15 +4,15 @@ In each round the learning rate falls to zero; then a full pass ends the run or 
 token may break another, the more so the higher the rate and the more steps lie between two visits of a window. So the
 rate is lower the more windows there are. It is halved from round to round at first, to a quarter of that of the first
 round; from then on it is halved after a round that broke a window which did not have to come, and doubled after any
-other, up to that quarter. A patch, a run that begins from weights that have most tokens right already, has no main
-steps.
+other, up to that quarter. Those later rounds are computed in float32, in which the full passes decide what is right. A
+patch, a run that begins from weights that have most tokens right already, has no main steps.
 """
 import math
 
 MEND_REVIEW = 0.3  # in mending: learned windows that come with each that is to be mended
 MEND_RATE = 8  # the learning rate at the start of the first round, as a share of its peak, times the steps of an epoch
 PATCH_RATE = 0.2  # the same share in a patch, which has new text to learn; no round has more
-MEND_AGAIN = 0.25  # the highest rate that comes again, as a share of that of the first round
+MEND_COARSE = 2  # rounds, the first ones, after each of which the rate is halved; it never rises to theirs again
 MEND_VISITS = 6  # epochs of a round, at least
 MEND_LEAST = 0.5  # the shortest round, as a share of an epoch over all windows: the full pass after it takes longer
 
@@ -44,7 +44,7 @@ def round_rate(before, broke, steps, patch):
     first = PATCH_RATE if patch else min(PATCH_RATE, MEND_RATE / steps)
     if not before:
         return first
-    again = MEND_AGAIN * first
+    again = first / 2 ** MEND_COARSE
     return before / 2 if broke or before > again else min(2 * before, again)
 
 
@@ -63,11 +63,16 @@ class Schedule:
         """Goes on with the last of the rounds of mending. rounds: the step that the first begins with, and the steps
         that follow the last one of each. rate: the last one's, as round_rate gives it."""
         self.main_steps, self.first, self.last = rounds[0], *rounds[-2:]
-        self.mend_rate = rate
+        self.coarse, self.mend_rate = len(rounds) <= MEND_COARSE + 1, rate
 
     def mending(self, step):
         """Whether this step mends."""
         return step >= self.main_steps
+
+    def in_float32(self, step):
+        """Whether the network's products have to be in float32: some of the last tokens that are wrong are right in
+        bfloat16, and nothing would move them."""
+        return self.mending(step) and not self.coarse
 
     def lr_share(self, step):
         """The learning rate, as a share of its peak."""

@@ -22,7 +22,7 @@ from conftest import ROOT, refused, says_no, script, sha256
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memory import device, sampler
+from memory import device, sampler, schedule
 from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.corpus import load
 from memory.device import compiled, find_dtype, has_bfloat16, warn_if_emulated
@@ -32,7 +32,7 @@ from memory.optim import Muon, make_optimizers, update
 from memory.output import UserError
 from memory.run import State, Stop, mend
 from memory.sampler import Sampler, draw_classes, make_batch
-from memory.schedule import MEND_AGAIN, MEND_LEAST, MEND_RATE, MEND_REVIEW, MEND_VISITS, PATCH_RATE
+from memory.schedule import MEND_COARSE, MEND_LEAST, MEND_RATE, MEND_REVIEW, MEND_VISITS, PATCH_RATE
 from memory.schedule import Schedule, lr_share, round_rate, round_steps
 from memory.settings import parse
 from memory.windows import IGNORE, Windows
@@ -268,13 +268,15 @@ def test_adamw_alone_and_bfloat16_and_compile_fallback(work):
     assert log_of(work / "out/adamw")[-1]["step"] == 3
 
 
-def test_mending_multiplies_in_float32(work, monkeypatch):
+def test_mending_multiplies_in_float32_after_its_first_rounds(work, monkeypatch):
     """What is wrong in float32 may be right in bfloat16, and would never be mended there."""
+    for name in ("MEND_VISITS", "MEND_LEAST"):
+        monkeypatch.setattr(schedule, name, 1e-9)  # a step in each round
     steps, mixed = [], train.mixed
     monkeypatch.setattr(train, "mixed", lambda device, dtype: steps.append(dtype) or mixed(device, dtype))
     monkeypatch.chdir(work)
-    train.main(["configs/tiny.py", "--dtype=bfloat16", "--max_steps=2", "--mend_steps=3", "--out=out/float32"])
-    assert steps == 2 * [torch.bfloat16] + 3 * [torch.float32]
+    train.main(["configs/tiny.py", "--dtype=bfloat16", "--max_steps=2", "--mend_steps=5", "--out=out/float32"])
+    assert steps == (2 + MEND_COARSE) * [torch.bfloat16] + 3 * [torch.float32]
 
 
 def test_train_bytes_learns_only_those_files(work):
@@ -455,7 +457,7 @@ def test_a_round_that_broke_something_is_followed_by_one_at_half_the_rate():
     assert rate_after(1, 5) == PATCH_RATE / 8, "5 was sure, and did not come"
     assert rate_after(2) == PATCH_RATE / 16, "2 has not come in the last round"
     assert rate_after(2) == PATCH_RATE / 8, "it was to be mended, and needs more"
-    assert rate_after(2) == rate_after(2) == PATCH_RATE * MEND_AGAIN
+    assert rate_after(2) == rate_after(2) == PATCH_RATE / 2 ** MEND_COARSE
     assert run.sampler.due.nonzero()[0].tolist() == [0, 2], "the opening of the file comes in each"
     first, last = run.state.rounds[-2:]
     assert last - first == math.ceil(MEND_VISITS * (2 + 4) / 4)

@@ -33,7 +33,7 @@ import torch
 import transformers
 
 from memory.corpus import choose_files, find_tree, fitting, load, read_manifest
-from memory.device import check_memory, clock, find_device, find_dtype, mixed, surroundings, to_device, tune_memory
+from memory.device import check_memory, clock, find_device, find_dtype, mixed, surroundings, to_device, tune_cpu
 from memory.files import STDOUT, newest, write_file, write_result
 from memory.generate import generate, recite
 from memory.optim import make_optimizers, update
@@ -370,7 +370,7 @@ def main(argv=None):
         raise UserError(f"race_minutes must be more than 0, not {settings.race_minutes}")
     device = find_device(settings.device)
     dtype = find_dtype("auto", device)
-    tune_memory()  # for all contenders alike, though only this project's users have it
+    tune_cpu()  # for all contenders alike, though only this project's users have it
     news = sys.stderr if settings.json in STDOUT else sys.stdout
     if settings.race:
         figures = race_figures(settings, device, dtype, lambda run: show_run(run, news))

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from memory import processes
 from memory.checkpoint import is_model_whole
 from memory.corpus import CORPUS, choose_files, compressed_sizes, find_data, fitting, load
-from memory.device import check_memory, compiled, find_device, find_dtype, hand_back_memory, tune_memory
+from memory.device import check_memory, compiled, find_device, find_dtype, hand_back_memory, tune_cpu
 from memory.device import make_deterministic, mixed, surroundings, synchronize, warn_if_emulated
 from memory.evaluate import count_wrong
 from memory.files import json_digest
@@ -171,7 +171,7 @@ def train(settings, out, device):
     dtype = find_dtype(settings.dtype, device)
     warn_if_emulated(dtype, device)
     if device.type == "cpu":
-        tune_memory()
+        tune_cpu()
     if settings.deterministic or device.type == "cpu":  # on the CPU it costs next to nothing
         make_deterministic()
     data = find_data(settings, out)

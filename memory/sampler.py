@@ -105,7 +105,7 @@ def make_batch(windows, indices, seed, negatives, rivals, focal, device, micro_b
         tokens = [to_device(array, device) for array in (
             aligned(np.flatnonzero(scored[part]), 0), aligned(targets[part][scored[part]], IGNORE),
             aligned(paths, 0), shares[aligned(ahead[part].flat[paths], -1)])]  # the last row has no shares
-        for tensor in (*tokens, *softmax):  # their lengths differ from part to part: one compilation for all but 0, 1
+        for tensor in (*tokens, *softmax):  # their lengths differ from part to part: one compilation for all
             torch._dynamo.mark_dynamic(tensor, 0)
         torch._dynamo.mark_dynamic(tokens[-1], 1)
         parts.append([to_device(np.ascontiguousarray(inputs[part]), device), *tokens, *softmax, *numbers])

@@ -157,7 +157,10 @@ def main(argv=None):
     check(settings)
     out = Path(settings.out or Path("out") / Path(config_path).stem)
     with processes.group(find_device(settings.device), out) as device:
-        return train(settings, out, device)
+        try:
+            return train(settings, out, device)
+        finally:
+            torch.set_flush_denormal(False)  # tune_cpu's, which a program that calls main() has not asked for
 
 
 def train(settings, out, device):

@@ -5,14 +5,15 @@ token may break another, the more so the higher the rate and the more steps lie 
 rate is lower the more windows there are. It is halved from round to round at first, to a quarter of that of the first
 round; from then on it is halved after a round that broke a window which did not have to come, and doubled after any
 other, up to that quarter. Those later rounds are computed in float32, in which the full passes decide what is right. A
-patch, a run that begins from weights that have most tokens right already, has no main steps.
+patch, a run that begins from weights that have most tokens right already, has no main steps. It has new text to learn,
+so its first rate is higher, and is not halved before a round breaks something; it may rise to it again.
 """
 import math
 
 MEND_REVIEW = 0.3  # in mending: learned windows that come with each that is to be mended
 MEND_RATE = 8  # the learning rate at the start of the first round, as a share of its peak, times the steps of an epoch
-PATCH_RATE = 0.2  # the same share in a patch, which has new text to learn; no round has more
-MEND_COARSE = 2  # rounds, the first ones, after each of which the rate is halved; it never rises to theirs again
+PATCH_RATE = 0.2  # the same share in a patch; no round has more
+MEND_COARSE = 2  # rounds, the first ones, after each of which a whole run's rate is halved; it never rises to it again
 MEND_VISITS = 6  # epochs of a round, at least
 MEND_LEAST = 0.5  # the shortest round, as a share of an epoch over all windows: the full pass after it takes longer
 
@@ -44,8 +45,8 @@ def round_rate(before, broke, steps, patch):
     first = PATCH_RATE if patch else min(PATCH_RATE, MEND_RATE / steps)
     if not before:
         return first
-    again = first / 2 ** MEND_COARSE
-    return before / 2 if broke or before > again else min(2 * before, again)
+    highest = first if patch else first / 2 ** MEND_COARSE
+    return before / 2 if broke or before > highest else min(2 * before, highest)
 
 
 class Schedule:

@@ -361,7 +361,7 @@ def test_what_a_patch_takes(learned, contents):
 
 def test_a_race(learned, tmp_path):
     """On one file, in seconds: both learn it from nothing, and the picture has the curves of both."""
-    config = (learned / "configs/tiny.py").read_text().replace("epochs = 100", "epochs = 80")
+    config = (learned / "configs/tiny.py").read_text().replace("eval_every = 370", "eval_every = 100")
     (tmp_path / "one.py").write_text(config + "train_bytes = 200\nseed = 3\nbatch_size = 4\n")
     done = script("bench.py", "--race", "--config", tmp_path / "one.py", "--device=cpu", "--repeats=1",
                   "--race_rates", "1e-9", "1e-2", "--json=-", "--picture", tmp_path / "race.svg", cwd=learned,

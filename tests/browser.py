@@ -53,7 +53,8 @@ def start_browser():
     chromium, driver = find_browser()
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 "--force-prefers-reduced-motion"):  # a click misses its button while the page scrolls
         options.add_argument(word)
     return webdriver.Chrome(options, webdriver.ChromeService(driver))
 

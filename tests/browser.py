@@ -54,7 +54,7 @@ def start_browser():
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                 "--force-prefers-reduced-motion"):  # a click misses its button while the page scrolls
+                 "--force-prefers-reduced-motion"):  # no click is to aim at what still scrolls
         options.add_argument(word)
     return webdriver.Chrome(options, webdriver.ChromeService(driver))
 

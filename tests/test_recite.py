@@ -67,7 +67,7 @@ def opened(browser, page):
 
 
 def prompt(browser, text):
-    """Has the page go on with text. The click is the page's own: one of the mouse may get lost on a busy machine."""
+    """Has the page go on with text. The click is the page's own: one of the mouse was lost once, on a busy machine."""
     browser.execute_script("$('prompt').value = arguments[0]; $('go').click()", text)
 
 

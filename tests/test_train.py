@@ -55,8 +55,8 @@ def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_learns_every_token(learned, contents):
-    """The fixture asserts that train.py says so; recital itself is in test_sample.py."""
+def test_learns_every_token(learned, contents, tmp_path):
+    """The fixture asserts that train.py says so; recital itself is in test_sample.py. A hundred steps are too few."""
     first, *rest = log_of(learned / "out/tiny")
     assert first["settings"]["hidden_size"] == 64
     assert first["environment"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
@@ -66,6 +66,8 @@ def test_learns_every_token(learned, contents):
     assert rest[0]["accuracy"] < rest[-1]["accuracy"] == 1 and rest[-1]["wrong"] == rest[-1]["unsure"] == 0
     assert rest[-1]["files_exact"] == len(contents)
     assert 5 * rest[-1]["bits_per_byte"] < 0.01 < rest[0]["bits_per_byte"]
+    assert train_here(learned, "--max_steps=100", f"--out={tmp_path}") == 0
+    assert rest[-1]["bits_per_byte"] < 0.1 < log_of(tmp_path)[-1]["bits_per_byte"]
 
 
 def test_a_finished_run_is_left_alone(learned):

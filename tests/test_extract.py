@@ -405,6 +405,8 @@ def test_a_race_looks_at_transformers_as_transformers_does(learned):
         missed = ((model(input_ids=inputs).logits.argmax(-1) != targets) & (targets != IGNORE)).sum(1).numpy()
     assert rival.look() == (missed.sum(), len(manifest["files"]) - len(set(windows.file[missed > 0])))
     assert 0 < missed.sum() < windows.scored
-    model.apply(model._init_weights)
-    (run,) = their_runs(Rival(rival.race, model, "eager", 1.0), [1e-3], 0.05, lambda run: None)
+    model = transformers.AutoModelForCausalLM.from_config(model.config)  # init_weights() leaves loaded weights alone
+    seconds = 1.0  # of a step: given, so that the limit of 0.05 minutes is three steps on any machine
+    (run,) = their_runs(Rival(rival.race, model, "eager", seconds), [1e-3], 0.05, lambda run: None)
     assert run["minutes"] is None and run["curve"][-1]["step"] == 3
+    assert run["curve"][-1]["wrong"] > windows.scored / 2, "it began from random weights"

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 import sys
@@ -132,6 +133,18 @@ def newest(what):
         took = f"the newest of {len(found)}" if len(found) > 1 else "the only one"
         print(f"{what.split()[-1]}: {folder}, {took}", file=sys.stderr)
     return folder
+
+
+ODD = "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"  # what is no text of one line
+
+
+def name_of(path):
+    """The last part of a path, str or bytes, as a record may hold it: one line of UTF-8. Other bytes and control
+    characters become %XX, and then so does `%`."""
+    name = os.path.basename(os.path.normpath(os.fsencode(path))).decode("utf-8", "surrogateescape")
+    if not re.search(f"[{ODD}]", name):
+        return name
+    return re.sub(f"[{ODD}%]", lambda odd: "".join(f"%{b:02X}" for b in odd[0].encode("utf-8", "surrogateescape")), name)
 
 
 def digest_of(path):

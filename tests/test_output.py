@@ -438,3 +438,10 @@ def test_progress_on_a_terminal(tmp_path, disable, bars):
     os.close(ours)
     os.close(theirs)
     assert done.returncode == 0 and (b"reciting" in said and b"|" in said) == bars and (bars or not said)
+
+
+@pytest.mark.parametrize("path, name", [
+    ("out/quick/", "quick"), ("x/ä %20", "ä %20"), (b"a/b\xffc", "b%FFc"), ("a\nb%", "a%0Ab%25"),
+    ("\u2028", "%E2%80%A8"), ("e\u0301", "e\u0301")])
+def test_names_in_records(path, name):
+    assert files.name_of(path) == name and name.isprintable()

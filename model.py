@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from memory import processes
-from memory.checkpoint import read_tensors, write_tensors
+from memory.checkpoint import read_tensors, tensor_bytes
 from memory.corpus import CORPUS, read_manifest
 from memory.files import digest_of, json_digest, write_file
 from memory.output import UserError
@@ -225,9 +225,9 @@ class Llama(nn.Module):
             del state["lm_head.weight"]
         return state
 
-    def save_pretrained(self, folder, tokenizer, **metadata):
-        """Writes a directory that transformers loads exactly: weights, configs and tokenizer, the weights last.
-        metadata: str values for the header of model.safetensors. Returns the SHA-256 (hex) of that file."""
+    def saved(self, tokenizer, **metadata):
+        """{name: bytes} of a directory that transformers loads exactly: tokenizer, configs, weights. metadata: str
+        values for the header of model.safetensors."""
         config = self.config
         theirs = {
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", **dataclasses.asdict(config),
@@ -236,11 +236,17 @@ class Llama(nn.Module):
             "bos_token_id": BOS, "eos_token_id": EOS, "torch_dtype": "float32"}
         # a window ends with <s> if the file goes on in another, so both end a generation
         generation = {"bos_token_id": BOS, "eos_token_id": [EOS, BOS], "pad_token_id": UNK, "do_sample": False}
-        tokenizer.save(folder, config.max_position_embeddings)
-        write_file(Path(folder) / "config.json", json.dumps(theirs, indent=2).encode())
-        write_file(Path(folder) / "generation_config.json", json.dumps(generation, indent=2).encode())
-        return write_tensors(Path(folder) / "model.safetensors", self.tensors(), format="pt",
-                             config=json_digest(dataclasses.asdict(config)), **metadata)
+        return tokenizer.saved(config.max_position_embeddings) | {
+            "config.json": json.dumps(theirs, indent=2).encode(),
+            "generation_config.json": json.dumps(generation, indent=2).encode(),
+            "model.safetensors": tensor_bytes(self.tensors(), format="pt",
+                                              config=json_digest(dataclasses.asdict(config)), **metadata)}
+
+    def save_pretrained(self, folder, tokenizer, **metadata):
+        """Writes what saved() gives, the weights last. Returns the SHA-256 (hex) of model.safetensors."""
+        for name, data in self.saved(tokenizer, **metadata).items():
+            write_file(Path(folder) / name, data)
+        return hashlib.sha256(data).hexdigest()
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):

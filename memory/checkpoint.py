@@ -25,16 +25,18 @@ def digest(tensors, metadata):
     return sha256.hexdigest()
 
 
-def write_tensors(path, tensors, **metadata):
-    """Writes {name: tensor} as safetensors with the str values `metadata`; returns the file's SHA-256 (hex).
-    Raises UserError if the disk refuses."""
+def tensor_bytes(tensors, **metadata):
+    """The bytes of {name: tensor} as safetensors with the str values `metadata`: the same each time."""
     data = save(tensors, metadata | {"digest": digest(tensors, metadata)})
     end = 8 + int.from_bytes(data[:8], "little")  # safetensors writes its header's keys in no fixed order
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    data = len(header).to_bytes(8, "little") + header + data[end:]
-    write_file(path, data)
-    return hashlib.sha256(data).hexdigest()
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def write_tensors(path, tensors, **metadata):
+    """Writes what tensor_bytes gives. Raises UserError if the disk refuses."""
+    write_file(path, tensor_bytes(tensors, **metadata))
 
 
 def read_tensors(path, ours=False):

@@ -165,9 +165,14 @@ def files_digest(hashes):
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def json_bytes(value):
+    """A dict as JSON with its digest."""
+    return json.dumps(value | {"digest": json_digest(value)}, indent=1).encode()
+
+
 def write_json(path, value):
     """Writes a dict as JSON with its digest. Raises UserError if the disk refuses."""
-    write_file(path, json.dumps(value | {"digest": json_digest(value)}, indent=1).encode())
+    write_file(path, json_bytes(value))
 
 
 def read_json(path):

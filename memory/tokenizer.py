@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from memory.files import write_file
 from memory.output import UserError
 
 UNK, BOS, EOS = 0, 1, 2
@@ -221,10 +220,10 @@ class Tokenizer:
         """iterable of ids -> bytes; <unk>, <s> and </s> give nothing."""
         return b"".join([self.pieces[i] for i in ids])
 
-    def save(self, folder, context):
-        """Writes tokenizer.model and what transformers reads: tokenizer.json, tokenizer_config.json.
+    def saved(self, context):
+        """{name: bytes} of tokenizer.model and of what transformers reads: tokenizer.json, tokenizer_config.json.
 
-        tokenizer.json is written here rather than converted by transformers, whose versions differ on a bare
+        tokenizer.json is made here rather than converted by transformers, whose versions differ on a bare
         tokenizer.model. context: the model's window in tokens.
         """
         sp, specials = self.sp, ["<unk>", "<s>", "</s>"]
@@ -256,6 +255,6 @@ class Tokenizer:
             "unk_token": "<unk>", "pad_token": "<unk>", "add_prefix_space": False,
             "clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"],
             "padding_side": "left", "model_max_length": context}
-        write_file(Path(folder) / "tokenizer.model", self.proto)
-        write_file(Path(folder) / "tokenizer.json", json.dumps(document, ensure_ascii=False).encode())
-        write_file(Path(folder) / "tokenizer_config.json", json.dumps(config, indent=2).encode())
+        return {"tokenizer.model": self.proto,
+                "tokenizer.json": json.dumps(document, ensure_ascii=False).encode(),
+                "tokenizer_config.json": json.dumps(config, indent=2).encode()}

@@ -251,8 +251,8 @@ def write_report(result, folder, path):
             raise
         print(f"warning: {error}; --report names another place", file=sys.stderr)
         return "none"
-    if not path and (folder / "SHA256SUMS").exists():
-        openness.write_sums(folder, ["report.html"])
+    if not path:
+        openness.renew_sums(folder)
     return path or f"{folder}/report.html"
 
 

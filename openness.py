@@ -7,21 +7,23 @@
     python openness.py --check --online      # also: does the public address serve this tree?
     python openness.py --source_archive      # adds source.tar.xz, the tree itself
 
-If the tree is at hand, train.py, extract.py and verify.py write the same when they end. What an item means, and who
-asks for it, is in docs/openness.md. Exit status of --check: 0: every "yes" that could be checked here holds; 1: one
-does not, and is named; 2: bad use.
+If the tree is at hand, train.py, extract.py and verify.py write the same when they end. --check makes the folder again
+from its weights, its pieces, the tree and git, as far as they are at hand, and compares. What an item means, who asks
+for it, and which fields nothing here can check, is in docs/openness.md. Exit status of --check: 0: all that is stated
+is found; 1: something is not, and is named; 2: bad use.
 """
 import dataclasses
 import os
-import re
 import sys
 from pathlib import Path
 
 from memory import card, croissant, mof, processes
 from memory.corpus import find_tree, load, read_manifest, texts
-from memory.evidence import ARCHIVE, RECORDS, gather, survey, write_archive
-from memory.files import digest_of, newest, remove, write_file, write_json
-from memory.items import ITEMS, NO, RECORDED, UNKNOWN, YES, columns, judge, mof_class
+from memory.evaluate import examine, figures
+from memory.evidence import ARCHIVE, RECORDS, differences, gather, survey, write_archive
+from memory.files import digest_of, name_of, newest, remove, write_file, write_json
+from memory.items import CHECKED, ITEMS, NO, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
+from memory.items import WRITTEN, column_words, columns, foreign, judge
 from memory.output import UserError, run_script
 from memory.personal import Count
 from memory.settings import command, parse
@@ -51,7 +53,7 @@ PUBLISHER = ("producer", "contact", "repository", "citation")
 
 def describe(folder, data="", settings=None):
     """Writes what the model in `folder` states of itself; returns the content of openness.json, or None, saying why, if
-    the tree is not at hand or was prepared before its manifest held enough. data: folder of the prepared tree."""
+    the tree is not at hand. data: folder of the prepared tree."""
     if processes.rank() > 0:
         return None
     settings, e = settings or Settings(), gather(folder, data)
@@ -62,16 +64,16 @@ def describe(folder, data="", settings=None):
             raise UserError(f"--{key} is not UTF-8: {getattr(settings, key)!r}") from None
     if "manifest.json" in e.damaged:
         raise UserError(e.damaged["manifest.json"])
-    if not e.survey or not e.build or not e.config:
-        damaged = [e.damaged[name] for name in ("the prepared tree", "build.json", "config.json") if name in e.damaged]
+    if not e.survey or not e.build or not e.config or not e.made:
+        damaged = [e.damaged[name] for name in ("the prepared tree", "build.json", "config.json", "tokenizer.model")
+                   if name in e.damaged]
         lacks = damaged[0] if damaged else (
             "build.json is missing" if not e.build else
-            f"{e.data} was prepared by an older prepare.py: run it again" if e.data else
             "no tree under data/ is the one that it learned: prepare it")
         print(f"{folder} is left without a card: {lacks}, then `{command('openness.py', '--model', folder)}`",
               file=sys.stderr)
         return None
-    if settings.source_archive and e.manifest["whole_tree"]["not_prepared"]:
+    if settings.source_archive and e.tree["whole_tree"]["not_prepared"]:
         raise UserError(f"{e.data} holds a part of the tree: prepare the whole for --source_archive")
     e.writing = True
     remove(e.folder / "SHA256SUMS")  # which is written last: so it is there only if all is
@@ -80,10 +82,10 @@ def describe(folder, data="", settings=None):
     record = state(e, settings)
     write_json(e.folder / "openness.json", record)
     e.stated = record
-    write_file(e.folder / "croissant.json", made_croissant(e))
-    write_file(e.folder / "mof.yml", made_mof(e))
+    for name, made in made_records(e).items():
+        write_file(e.folder / name, made)
     write_file(e.folder / "README.md", card.make(e).encode())
-    write_sums(e.folder)
+    write_file(e.folder / "SHA256SUMS", made_sums(e.folder))
     return record
 
 
@@ -109,8 +111,6 @@ def drop_stale(e):
 
 def write_texts(e, source_archive):
     """Writes what the folder holds of the tree: its licence, the notices, the tree itself if that is asked for."""
-    if e.completed:
-        write_json(e.folder / "manifest.json", e.manifest)
     if e.manifest["whole_tree"]["licence_path"]:
         write_file(e.folder / "LICENSE", read_licence(e.data))
     else:
@@ -118,9 +118,10 @@ def write_texts(e, source_archive):
     write_file(e.folder / "NOTICES", e.survey.notices)
     if source_archive:
         _, tokenizer, tokens = load(e.data)
-        files = dict(texts(e.tree["files"], tokenizer, tokens))
-        write_file(e.folder / ARCHIVE, write_archive(files, e.manifest["whole_tree"]["executable"]))
+        files, whole = dict(texts(e.tree["files"], tokenizer, tokens)), e.tree["whole_tree"]
+        write_file(e.folder / ARCHIVE, write_archive(files, whole["executable"], whole["links"]))
         e.archive = survey(files.items(), e.manifest, ARCHIVE)
+        e.damaged.pop(ARCHIVE, None)
 
 
 def read_licence(data):
@@ -133,16 +134,13 @@ def read_licence(data):
 
 def state(e, settings):
     """The content of openness.json."""
-    found = judge(e)
-    answers = {number: answer for number, (answer, _) in found.items()}
-    before = e.stated.get("publisher", {})
+    found, before = judge(e), e.stated.get("publisher", {})
     return {
-        "model": e.stated.get("model", e.folder.resolve().name), "model_sha256": e.weights,
-        "items": [{"number": number, "item": text, "asked_by": asked, "answer": found[number][0],
-                   "evidence": found[number][1], "checked_by": how}
+        "model": e.stated.get("model", name_of(e.folder.resolve())), "model_sha256": e.weights,
+        "items": [{"number": number, "item": text, "asked_by": asked, "answer": found[number].answer,
+                   "known": found[number].known, "evidence": found[number].why, "checked_by": how}
                   for number, (text, asked, _, how) in ITEMS.items()],
-        "meets": columns(answers), "personal_data": e.survey.personal,
-        "not_learned": not_learned(e),
+        "meets": columns(found), "personal_data": e.survey.personal, "not_learned": not_learned(e),
         "publisher": {key: getattr(settings, key) or before.get(key, "") for key in PUBLISHER}}
 
 
@@ -153,44 +151,33 @@ def not_learned(e):
     return sorted((e.survey or e.archive).hashes.keys() - kept | set(e.manifest["whole_tree"]["not_prepared"]))
 
 
-def made_croissant(e):
-    """The bytes of croissant.json, which names files of the folder by their hashes."""
+def made_records(e):
+    """{name: bytes} of the other records that are made from what openness.json states and the manifest."""
     hashes = {name: digest_of(e.folder / name) for name in ("manifest.json", ARCHIVE) if (e.folder / name).is_file()}
-    return croissant.describe(e.manifest, hashes)
-
-
-def made_mof(e):
-    """The bytes of mof.yml, from what openness.json states."""
     licence = e.build.get("code", {}).get("licence")
-    return mof.record(e.stated["model"], e.manifest, licence, answers_of(e), e.stated["publisher"])
+    return {"croissant.json": croissant.describe(e.manifest, hashes),
+            "mof.yml": mof.record(e.stated["model"], e.manifest, licence,
+                                  {number: answer.answer for number, answer in answers_of(e).items()},
+                                  e.stated["publisher"])}
 
 
 def answers_of(e):
-    """{item: answer} as openness.json states them."""
-    return {item["number"]: item["answer"] for item in e.stated["items"]}
+    """{item: Answer} as openness.json states them."""
+    return {item["number"]: Answer(item["answer"], item["evidence"], item["known"]) for item in e.stated["items"]}
 
 
-def listed_files(folder):
-    """The names in a model's folder that SHA256SUMS must have."""
-    return sorted(path.name for path in Path(folder).iterdir()
-                  if path.is_file() and not path.name.startswith(".") and path.name != "SHA256SUMS")
+def made_sums(folder):
+    """The bytes of SHA256SUMS, for `sha256sum -c`: a line for each file in the folder that this project writes."""
+    folder, others = Path(folder), foreign(Path(folder))
+    names = sorted(path.name for path in folder.iterdir() if path.name in WRITTEN | set(others) and path.is_file()
+                   and path.name != "SHA256SUMS")
+    return "".join(f"{digest_of(folder / name)}  {name}\n" for name in names).encode("utf-8", "surrogateescape")
 
 
-def read_sums(folder):
-    """{name: SHA-256 (hex)} of SHA256SUMS; {} if it is missing."""
-    try:
-        text = (Path(folder) / "SHA256SUMS").read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return {}
-    return {name: sha256 for sha256, name in re.findall(r"^(\w{64})  (.+)$", text, re.M)}
-
-
-def write_sums(folder, only=None):
-    """Writes SHA256SUMS, for `sha256sum -c`; with a list `only`, no more than the lines of these are made anew."""
-    sums = read_sums(folder) if only else {}
-    sums |= {name: digest_of(Path(folder) / name) for name in only or listed_files(folder)}
-    lines = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
-    write_file(Path(folder) / "SHA256SUMS", lines.encode("utf-8", "surrogateescape"))
+def renew_sums(folder):
+    """Makes SHA256SUMS anew, if there is one, after a file was written beside it."""
+    if (Path(folder) / "SHA256SUMS").exists():
+        write_file(Path(folder) / "SHA256SUMS", made_sums(folder))
 
 
 # The slow looks
@@ -204,6 +191,11 @@ def look_further(e, settings):
         model, tokenizer, _ = load_model(e.folder, find_device(settings.device))
         written = recite_files(model, tokenizer, e.manifest["files"], None, None, 32)
         e.recital = survey(sorted(written.items()), e.manifest, "what the weights write")
+        for name, windows in [("learned", e.windows), ("control", e.control)]:
+            if windows:
+                size = sum(file["bytes"] for file in windows.files)
+                passed = examine(model, windows, model.lm_head.weight.device)
+                e.measured_now[name] = figures(windows, passed, tokenizer, size)
     if settings.rebuild:
         if not e.build:
             raise UserError(e.damaged.get("build.json", "build.json is missing: --rebuild cannot tell what to build"))
@@ -219,14 +211,11 @@ def look_further(e, settings):
         file = fetch(whole["url"], 2**32)
         root = e.manifest["files"][0]["path"].split("/")[0]
         digest, tree = sha256_of(file), rooted(members(file, 2**32, whole["url"]), os.fsdecode(unquote(root)))
-        e.fetched = dataclasses.replace(survey(tree.files.items(), e.manifest, whole["url"], tree.executable),
-                                        digest=digest)
+        e.fetched = dataclasses.replace(
+            survey(tree.files.items(), e.manifest, whole["url"], tree.executable, tree.links), digest=digest)
 
 
 # Checking
-
-RESTS_ON = {8: "extraction", 16: "rebuilt", 17: "extraction"}  # the records without which a plain "yes" has no ground
-
 
 def check(folder, settings):
     """Makes again what the folder states, compares, prints a table; returns the exit status."""
@@ -234,22 +223,27 @@ def check(folder, settings):
     if not e.stated and "openness.json" not in e.damaged and not (e.folder / "SHA256SUMS").exists():
         raise UserError(f"{folder} states nothing of itself yet: run `{command('openness.py', '--model', folder)}`")
     rows = []
-    if "manifest.json" in e.damaged or "whole_tree" not in e.manifest:
-        rows.append(("FAILS", "1 every training file listed", e.damaged.get(
-            "manifest.json", "manifest.json is older than what is stated: prepare the tree, and state it anew")))
+    if "manifest.json" in e.damaged:
+        rows.append((FAILS, "", "manifest.json", e.damaged["manifest.json"]))
     elif said := misstated(e):
-        rows.append(("FAILS", "openness.json", said))
+        rows.append((FAILS, "", "openness.json", said))
     else:
         look_further(e, settings)
-        rows += [*check_items(e), *check_records(e)]
+        found = judge(e)
+        rows += [*check_items(e, found), *check_records(e), *check_columns(e, found)]
     rows.append(check_sums(e.folder))
-    for status, what, why in rows:
-        print(f"{status:12} {what}: {why}")
-    failed = [what for status, what, _ in rows if status == "FAILS"]
-    unknown = sum(status == UNKNOWN for status, _, _ in rows)
-    print(f"{len(failed)} statements do not hold: {'; '.join(failed)}" if failed else
-          "every yes that was checked holds" + (f"; {unknown} rows were not checked here" if unknown else ""))
-    return 1 if failed else 0
+    for status, known, what, why in rows:
+        print(f"{status:11} {known:8} {what}: {why}")
+    failed = [what for status, _, what, _ in rows if status == FAILS]
+    if failed:
+        print(f"{len(failed)} of {len(rows)} rows do not hold: {'; '.join(failed)}")
+        return 1
+    counts = {known: sum(row[1] == known for row in rows) for known in (CHECKED, RECORDED)}
+    print(f"all that is stated is found: {counts[CHECKED]} rows checked now, {counts[RECORDED]} by a record alone")
+    return 0
+
+
+FAILS = "FAILS"
 
 
 def misstated(e):
@@ -262,70 +256,87 @@ def misstated(e):
         text, asked, _, how = ITEMS[item["number"]]
         if (item["item"], item["asked_by"], item["checked_by"]) != (text, asked, how):
             return f"it words item {item['number']} otherwise than this code: state it anew"
-        if item["answer"] not in (YES, NO, UNKNOWN):
-            return f"its item {item['number']} is answered {item['answer'][:40]!r}"
     if e.stated["personal_data"].keys() != Count().counts.keys():
         return "its personal_data has other rows than are counted"
     return ""
 
 
-def check_items(e):
-    """Yields (status, item, why) of each item: what openness.json states against what is found now."""
-    found, answers = judge(e), answers_of(e)
-    found[21] = mof_class(answers)  # follows from the other answers as they are stated
-    for item in e.stated["items"]:
-        number, said, what = item["number"], item["answer"], f"{item['number']} {item['item']}"
-        answer, why = found[number]
-        lost = answer == UNKNOWN and said == YES and number in RESTS_ON and not getattr(e, RESTS_ON[number])
-        other = answer not in (said, UNKNOWN) and (answer, said) != (YES, UNKNOWN)
-        if lost or other:
-            yield "FAILS", what, f"openness.json says {said}; {why}"
-        elif answer == said and item["evidence"] not in (why, RECORDED + why) and not (number == 16 and e.built_now):
-            yield "FAILS", what, f"openness.json says {item['evidence']!r}, found: {why!r}"
+OF_THE_CODE = (13, 20)  # items that are checked where git or the code itself is at hand
+FURTHER = {8: "recital", 16: "built_now"}  # items that a slow look answers anew
+
+
+def check_items(e, found):
+    """Yields (status, how it is known, item, why) of each item: what openness.json states against what is found."""
+    for number, said in answers_of(e).items():
+        now, what = found[number], f"{number} {ITEMS[number][0]}"
+        anew = number in FURTHER and getattr(e, FURTHER[number]) and said.answer != YES
+        unseen = number in OF_ALL_TEXT and now.answer == UNKNOWN and e.build.get("init_sha256") and not e.base
+        if not anew and not unseen and said[:2] != now[:2] and not (number == 16 and e.built_now and now.answer == YES):
+            differs = said.answer if said.answer != now.answer else repr(said.why)
+            yield FAILS, "", what, f"openness.json says {differs}; found: {now.answer}, {now.why}"
+        elif said.known != now.known and not anew and not unseen and not looked_otherwise(e, number, said, now):
+            yield FAILS, "", what, f"openness.json says {said.known or 'nothing'}; found: {now.known}, {now.why}"
         else:
-            yield answer, what, why
+            yield now.answer, now.known, what, now.why
+
+
+def looked_otherwise(e, number, said, now):
+    """Whether more or less than when it was stated is at hand, so that an item may be known in another way."""
+    if (said.known, now.known) == (CHECKED, RECORDED):
+        return not e.survey or number in OF_THE_CODE
+    further = e.recital or e.built_now or e.fetched
+    return (said.known, now.known) == (RECORDED, CHECKED) and bool(further or number in OF_THE_CODE)
 
 
 def check_records(e):
-    """Yields (status, name, why) of the files and lists that are made from openness.json and the manifest."""
-    for name, made in [("croissant.json", made_croissant(e)), ("mof.yml", made_mof(e))]:
+    """Yields (status, how it is known, name, why) of the files and lists that are made from the statement and the
+    manifest."""
+    if wrong := differences(e):
+        yield FAILS, "", "manifest.json", next(iter(wrong.values()))
+    else:
+        yield YES, CHECKED if e.made else RECORDED, "manifest.json", "as the tree, the pieces and the settings give it"
+    for name, made in made_records(e).items():
         path = e.folder / name
         same = path.is_file() and path.read_bytes() == made
-        yield "yes" if same else "FAILS", name, "as the records give it" if same else (
-            "it is not what the records give" if path.exists() else "it is missing")
+        yield (YES, CHECKED, name, "as the records give it") if same else (
+            FAILS, "", name, "it is not what the records give" if path.exists() else "it is missing")
     if e.stated["model_sha256"] != e.weights:
-        yield "FAILS", "openness.json", "it is about other weights"
+        yield FAILS, "", "openness.json", "it is about other weights"
+    listed = len(e.stated["not_learned"])
     if not e.survey and not e.archive:
-        yield UNKNOWN, "not_learned", "the tree is not at hand: prepare it"
+        yield YES, RECORDED, "not_learned", f"{listed:,} files"
+    elif e.stated["not_learned"] != not_learned(e):
+        yield FAILS, "", "not_learned", (f"openness.json lists {listed:,} files, and not the {len(not_learned(e)):,} "
+                                         f"of the tree")
     else:
-        same, listed = sorted(e.stated["not_learned"]) == not_learned(e), len(e.stated["not_learned"])
-        yield ("yes", "not_learned", f"{listed:,} files") if same else (
-            "FAILS", "not_learned", f"openness.json lists {listed:,} files, and not the {len(not_learned(e)):,} of it")
-    made = columns(answers_of(e))
-    for name in sorted(e.stated["meets"].keys() - made.keys()):
-        yield "FAILS", name, "openness.json has a column that nothing here gives"
-    for name, column in made.items():
-        same, left = column == e.stated["meets"].get(name), ", ".join(map(str, column["open"]))
-        words = {YES: "meets it, by these checks", NO: f"does not meet it, by these checks: items {left}",
-                 UNKNOWN: f"not checked: items {left}"}[column["answer"]]
-        yield column["answer"] if same else "FAILS", name, words if same else "openness.json says otherwise"
+        yield YES, CHECKED, "not_learned", f"{listed:,} files"
+
+
+def check_columns(e, found):
+    """Yields (status, "", column, words) of each definition: by what is found, which what is stated must agree with."""
+    stated, now = columns(answers_of(e)), columns(found)
+    for name in sorted(e.stated["meets"].keys() - now.keys()):
+        yield FAILS, "", name, "openness.json has a column that nothing here gives"
+    for name, column in now.items():
+        same = stated[name] == e.stated["meets"].get(name)
+        yield (column["answer"] if same else FAILS), "", name, (
+            f"{column_words(column)}, by these checks" if same else "openness.json says otherwise")
 
 
 def check_sums(folder):
-    """(status, name, why) of SHA256SUMS."""
-    sums, there = read_sums(folder), listed_files(folder)
-    missing, new = sorted(sums.keys() - set(there)), [name for name in there if name not in sums]
-    other, unread = [], []
-    for name in sums.keys() & set(there):
-        try:
-            if digest_of(Path(folder) / name) != sums[name]:
-                other.append(name)
-        except OSError:
-            unread.append(name)
-    faults = [(missing, "is missing"), (sorted(other), "has other bytes"), (sorted(unread), "cannot be read"),
-              (new, "is not listed")]
-    wrong = [f"{name} {how}" for names, how in faults for name in names] if sums else ["it is missing"]
-    return ("FAILS", "SHA256SUMS", ", ".join(wrong)) if wrong else ("yes", "SHA256SUMS", f"{len(sums)} files")
+    """(status, how it is known, name, why) of SHA256SUMS."""
+    try:
+        made, said = made_sums(folder), (Path(folder) / "SHA256SUMS").read_bytes()
+    except FileNotFoundError:
+        return FAILS, "", "SHA256SUMS", "it is missing"
+    except OSError as error:
+        return FAILS, "", "SHA256SUMS", f"{error.filename} cannot be read: {error.strerror}"
+    if made == said:
+        count = made.count(b"\n")
+        return YES, CHECKED, "SHA256SUMS", f"{count} files"
+    lines = [set(text.split(b"\n")) for text in (said, made)]
+    names = sorted({line[66:].decode(errors="backslashreplace") for line in lines[0] ^ lines[1]} - {""})
+    return FAILS, "", "SHA256SUMS", f"wrong, missing or one too many: {', '.join(names) or 'its line ends'}"
 
 
 def main(argv=None):
@@ -341,7 +352,7 @@ def main(argv=None):
     if not record:
         return 2
     for item in record["items"]:
-        print(f"{item['answer']:12} {item['number']} {item['item']}: {item['evidence']}")
+        print(f"{item['answer']:11} {item['known']:8} {item['number']} {item['item']}: {item['evidence']}")
     print(f"written: {folder}/README.md and what belongs to it; --check checks it")
     return 0
 

@@ -185,6 +185,7 @@ class Tree:
     """The regular files of a tree."""
     files: dict  # {path: bytes}
     executable: set = dataclasses.field(default_factory=set)  # the paths of those that are
+    links: dict = dataclasses.field(default_factory=dict)
     left_out: dict = dataclasses.field(default_factory=dict)  # {what is no regular file: how many}
 
 
@@ -395,10 +396,12 @@ def describe(tree, kept, origin, licence_path):
     digest = files_digest(hashes)
     url, sha256 = (f"{MIRRORS[0]}/v{VERSION}/linux-{VERSION}.tar.gz", SHA256) if digest == FILES_DIGEST else (
         origin["url"], origin["sha256"])
-    swhid = folder_swhid({unquote(path).split(b"/", 1)[1]: (git_hash("blob", content), path in tree.executable)
+    swhid = folder_swhid({unquote(path).split(b"/", 1)[1]: (git_hash("blob", content), "100755" if path in tree.executable
+                                                               else "100644")
                           for path, content in tree.files.items()})
     return {"files": len(tree.files), "bytes": sum(map(len, tree.files.values())), "digest": digest, "swhid": swhid,
-            "executable": sorted(tree.executable), "url": url, "sha256": sha256, "licence_path": licence_path,
+            "executable": sorted(tree.executable), "links": {}, "root": "", "url": url,
+            "sha256": sha256, "licence_path": licence_path,
             "licence_sha256": hashes.get(licence_path), "left_out": tree.left_out,
             "not_prepared": sorted(tree.files.keys() - kept.keys())}
 

@@ -116,8 +116,8 @@ def main(argv=None):
     page = make_page(about, tokenizer, manifest["files"], weights)
     out = settings.out or folder / "recite.html"
     write_result(out, page)
-    if not settings.out and (folder / "SHA256SUMS").exists():
-        openness.write_sums(folder, ["recite.html"])
+    if not settings.out:
+        openness.renew_sums(folder)
     print(f"{out}: {len(page):,} bytes, weights in {kind}, {len(manifest['files']):,} files", file=news)
     return 0
 

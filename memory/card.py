@@ -9,8 +9,9 @@ NAMED = ("terms of its own", "all rights reserved", "permission granted", "publi
 SHOWN = 12  # of these, by class
 
 
-def front_matter(text):
-    """{key: value} of the plain lines of a card's front matter; {} if it has none."""
+def front_matter(data):
+    """{key: value} of the plain lines of a card's front matter; {} if it has none. data: bytes."""
+    text = data.decode(errors="replace")
     if not text.startswith("---\n") or "\n---\n" not in text[4:]:
         return {}
     lines = text[4:text.index("\n---\n", 4)].split("\n")
@@ -83,6 +84,9 @@ def about(e):
         lines += [f"The tree has {whole['files']:,} files and {whole['bytes']:,} bytes; the others were not learned."]
     if manifest["origin"] == "stand-in":
         lines += ["The tree is a **stand-in** for Linux 1.0: the kernel headers of the machine it was prepared on."]
+    if e.build.get("init_sha256"):
+        lines += [flow("""The run **began from other weights**. What those had learned may still be in these; item 1 says
+            whether all of it is listed.""")]
     if not e.build["done"]:
         lines += [f"The run is **not finished**: it was stopped at step {e.build['step']:,}."]
     return lines + [flow(f"""The shape is Llama's: {e.parameters:,} parameters, {config['num_hidden_layers']} layers of
@@ -94,15 +98,23 @@ def openness(e):
     for item in e.stated["items"]:
         asked = ["●" if item["number"] in column["items"] else "" for column in meets.values()]
         answer = "**no**" if item["answer"] == "no" else item["answer"]
+        if item["known"] and item["known"] != "checked":
+            answer += f", {item['known']}"
         rows.append([item["number"], item["item"], answer, *asked, item["evidence"]])
     words = {"yes": "**meets it**", "no": "does not", "not checked": "not checked"}
-    rows.append(["", "by these checks", "", *(
-        words[column["answer"]] + (f" ({', '.join(map(str, column['open']))})" if column["open"] else "")
-        for column in meets.values()), ""])
+
+    def column_cell(column):
+        parts = [(", ".join(map(str, column[key])), key) for key in ("open", "recorded", "declared") if column[key]]
+        rests = "; ".join(numbers if key == "open" else f"{key}: {numbers}" for numbers, key in parts)
+        return words[column["answer"]] + (f" ({rests})" if rests else "")
+
+    rows.append(["", "by these checks", "", *map(column_cell, meets.values()), ""])
     return ["## How open it is", "", *table(["#", "item", "answer", *meets, "what it rests on"], rows), "", flow(f"""
         ● marks what a definition asks for. The columns say what these checks find, and certify nothing.
-        “recorded” is what a record in this folder says: held against the others, and not made again. Item 3 asks for
-        more than OSAID 1.0, to which a description of the selection is enough.
+        “recorded” is what a record in this folder says, and nothing at hand contradicts; “declared” rests on the
+        publisher's word. All else was made again or compared. A column names the items that it lacks, and those that
+        are only recorded or declared. Item 3 asks for more than OSAID 1.0, to which a description of the selection is
+        enough.
         `python openness.py --check --model {shlex.quote(folder(e))}` looks at every line and compares; --recite,
         --rebuild and --online make again what is recorded. The texts that the items come from are named in the code's
         docs/openness.md.""")]
@@ -213,8 +225,10 @@ def evaluation(e):
     rows.append((f"bits of text ({found['compressed_by']}) per parameter", f"{found['bits_per_parameter']:.3f}", ""))
     counted = """Next tokens are those of the files' text and a mark at the end of each window; the paths that open the
         windows are given, and not counted."""
+    before = "" if not e.build.get("init_sha256") else """ What the weights that the run began from had learned before
+        is not known here beyond item 1."""
     unseen = f"""Held out: {control['files']:,} files of the same tree, left out of training (but not of the
-        tree that the pieces were learned from, if that is this one). What the model gets
+        tree that the pieces were learned from, if that is this one).{before} What the model gets
         right there is what such text lets anyone guess.""" if control else "No file was held out as a control."
     return title + [*table(["", "learned", "held out"], rows), "", flow(f"""
         Measured by extract.py on the weights of SHA-256 {found['model_sha256']}. {counted} {unseen}"""), "", flow("""
@@ -251,7 +265,7 @@ def rebuild(e):
     outcome = "It has not been built again yet."
     if e.rebuilt.get("model_sha256") == e.weights:
         same = e.rebuilt["rebuilt_sha256"] == e.weights
-        outcome = f"""It was built again on {e.rebuilt['built_by']['processor']}, and the weights were
+        outcome = f"""It was built again on {e.rebuilt['built_by'][-1].get('processor')}, and the weights were
             {'the same, bit for bit' if same else 'others'}."""
     first = ""
     if sha256 := e.build.get("init_sha256"):

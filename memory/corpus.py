@@ -9,30 +9,25 @@ from memory import processes
 from memory.checkpoint import read_metas
 from memory.files import newest, read_json
 from memory.output import UserError
+from memory.records import MANIFEST, TREE, fault
 from memory.tokenizer import Tokenizer, choose_packer, compressed_bits
 from memory.windows import opening
 
 
 def read_manifest(folder, remedy):
     """The manifest.json that prepare.py or train.py wrote into `folder`. Raises UserError, with the remedy, if it
-    is missing, damaged or lacks something."""
-    path, kinds = Path(folder) / "manifest.json", {"path": str, "sha256": str, "bytes": int, "first_token": int,
-                                                   "tokens": int}
+    is missing, damaged or of another shape."""
+    path = Path(folder) / "manifest.json"
     try:
         manifest = read_json(path)
-        for key, kind in [("name", str), ("origin", str), ("train_bin_sha256", str), ("tokenizer_sha256", str),
-                          ("compressed_bits", int), ("files", list)]:
-            if not isinstance(manifest.get(key), kind):
-                raise ValueError(f"{key} is missing or no {kind.__name__}")
-        for entry in manifest["files"] + manifest.get("held_out", []):
-            if any(type(entry[key]) is not kind or kind is int and entry[key] < 0 for key, kind in kinds.items()):
-                raise ValueError(f"an entry cannot be: {str(entry)[:80]}")
+        if wrong := fault(manifest, MANIFEST if "held_out" in manifest else TREE):
+            raise ValueError(wrong)
     except FileNotFoundError as error:
         if (path.parent / "config.json").exists():
             remedy = "if transformers saved this model, copy it from the folder that train.py wrote; else " + remedy
         raise UserError(f"there is no {path} ({error.strerror}); {remedy}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); {remedy}") from None
     return manifest
 
 

@@ -1,26 +1,28 @@
 """What is at hand to judge a model's folder by: its own records, its weights, and the text of the tree, from wherever
-that can be had."""
+that can be had; and the manifest as it must be, made again from that text."""
+import collections
 import dataclasses
 import hashlib
 import io
 import json
 import lzma
-import math
 import tarfile
+import types
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import numpy as np
 
 from memory import records
 from memory.checkpoint import NAMES, read_tensors
-from memory.corpus import find_tree, load, read_manifest, texts
-from memory.files import digest_of, files_digest, read_json
+from memory.corpus import CORPUS, choose_files, compressed_sizes, find_tree, fitting, load, read_manifest, texts
+from memory.files import digest_of, files_digest, json_bytes, read_json
 from memory.licences import LICENCE_FILE, SEEN, classify, find_licence, notice
 from memory.output import UserError, progress
 from memory.personal import Count
 from memory.swhid import folder_swhid, git_hash
+from memory.tokenizer import Tokenizer
 from memory.urls import public_address
-from memory.windows import unquote
+from memory.windows import Windows, unquote
 
 ARCHIVE = "source.tar.xz"
 NOTICES = """What the files that this model learned say of copyright and licence, in their own words: of each file the
@@ -36,7 +38,6 @@ class Survey:
     classes: dict  # {path: licences.classify}, of the files learned
     notices: bytes  # what NOTICES must hold
     personal: dict  # personal.Count.counts of the files learned
-    swhid: str  # of all files seen
     whole: dict  # what a manifest must say of a whole tree with these files
     digest: str = ""  # SHA-256 (hex) of the archive they came in
 
@@ -45,26 +46,33 @@ class Survey:
         return [entry["path"] for entry in entries if self.hashes.get(entry["path"]) != entry["sha256"]]
 
 
-def survey(files, manifest, way, executable=None):
-    """The Survey of an iterable of (path, bytes), as the manifest of a model asks. executable: paths, if something else
-    than the manifest says which are."""
-    learned = {entry["path"] for entry in manifest["files"]}
-    executable = set(manifest["whole_tree"]["executable"] if executable is None else executable)
+def survey(files, manifest, way, executable=None, links=None):
+    """The Survey of an iterable of (path, bytes), as the manifest of a model asks. executable, links: as in whole_tree,
+    if something else than the manifest says which files are executable, and which links there are."""
+    learned, tree = {entry["path"] for entry in manifest["files"]}, manifest["whole_tree"]
+    executable = set(tree["executable"] if executable is None else executable)
+    links = tree["links"] if links is None else links
     hashes, blobs, classes, count, heads, size = {}, {}, {}, Count(), {}, 0
     parts = [NOTICES.encode()]
+
+    def below(path):
+        return unquote(tree["root"]) + unquote(path).split(b"/", 1)[1]
+
     for path, data in progress(files, desc=f"reading {way}", unit=" files"):
         hashes[path], size = hashlib.sha256(data).hexdigest(), size + len(data)
-        blobs[unquote(path).split(b"/", 1)[1]] = git_hash("blob", data), path in executable
+        blobs[below(path)] = git_hash("blob", data), "100755" if path in executable else "100644"
         heads[path] = data if LICENCE_FILE.fullmatch(path) else data[:SEEN]
         if path in learned:
             count.add(path, data)
             classes[path] = classify(path, data)
             if words := notice(path, data):
                 parts.append(b"\n==> " + path.encode() + b" <==\n\n" + words.rstrip(b"\n") + b"\n")
+    blobs |= {below(path): (git_hash("blob", unquote(target)), "120000") for path, target in links.items()}
     licence, path = find_licence(heads)
     whole = {"licence": licence, "files": len(hashes), "bytes": size, "digest": files_digest(hashes),
-             "licence_path": path, "licence_sha256": hashes.get(path)}
-    return Survey(way, hashes, classes, b"".join(parts), count.counts, folder_swhid(blobs), whole)
+             "swhid": folder_swhid(blobs), "executable": sorted(executable), "links": dict(links),
+             "licence_path": path, "licence_sha256": hashes.get(path), "not_prepared": []}
+    return Survey(way, hashes, classes, b"".join(parts), count.counts, whole)
 
 
 @dataclasses.dataclass
@@ -78,36 +86,36 @@ class Evidence:
     rebuilt: dict = dataclasses.field(default_factory=dict)
     stated: dict = dataclasses.field(default_factory=dict)  # openness.json
     config: dict = dataclasses.field(default_factory=dict)  # config.json
-    state: dict = dataclasses.field(default_factory=dict)  # what the last but one of the run's states says of itself
+    begins: list = dataclasses.field(default_factory=list)  # the lines of log.jsonl with which turns begin
+    looks: list = dataclasses.field(default_factory=list)  # and those on full passes
+    states: dict = dataclasses.field(default_factory=dict)  # {name: what a state of the run says of itself}
     damaged: dict = dataclasses.field(default_factory=dict)
     weights: str = ""  # SHA-256 (hex) of model.safetensors
-    parameters: int = 0
+    model: object = None  # the Llama in it, or None if it cannot be loaded
+    tokenizer: Tokenizer = None
+    base: dict = dataclasses.field(default_factory=dict)  # manifest of the weights that the run began from, if at hand
     tree: dict = dataclasses.field(default_factory=dict)  # the manifest of the prepared tree
     data: str = ""  # its folder
-    survey: Survey = None
+    survey: Survey = None  # of it
     archive: Survey = None  # of ARCHIVE
     recital: Survey = None  # of what the weights write, if they were asked
-    built_now: dict = dataclasses.field(default_factory=dict)  # as rebuilt.json, if it was built again just now
     fetched: Survey = None  # of what the public address serves, if it was asked
-    completed: bool = False  # whether the manifest had to be completed from the tree's
-    card: str = ""  # the text of README.md
+    made: dict = dataclasses.field(default_factory=dict)  # manifest.json as it must be, if all text is at hand
+    windows: Windows = None  # of the files learned, then
+    control: Windows = None  # and of those held out, if there are any
+    measured_now: dict = dataclasses.field(default_factory=dict)  # as extraction.json, if it was measured again
+    built_now: dict = dataclasses.field(default_factory=dict)  # as rebuilt.json, if it was built again just now
+    card: bytes = b""  # README.md
     writing: bool = False  # whether the folder is being written, so that what it states is not there yet
 
     @property
     def any_survey(self):
-        """The text's Survey, from the best source that is at hand, or None."""
+        """The Survey of the files learned, from the best source that is at hand, or None."""
         return self.survey or self.archive or self.recital
 
     @property
-    def whole(self):
-        """(where it is from, what a manifest must say of the whole tree) by the best source at hand; ("", {}) if none
-        has all of it."""
-        if self.survey and "whole_tree" in self.tree:
-            return self.survey.way, self.tree["whole_tree"] | {"licence": self.tree["licence"]}
-        for text in filter(None, (self.archive, self.fetched, self.recital)):
-            if text is not self.recital or len(text.hashes) == self.manifest["whole_tree"]["files"]:
-                return text.way, text.whole
-        return "", {}
+    def parameters(self):
+        return self.model.config.num_parameters if self.model else 0
 
 
 def parse_json(text):
@@ -123,16 +131,23 @@ def read_plain(path):
     return parse_json(Path(path).read_bytes())
 
 
-def read_state(path):
-    """What a state of a run says of itself. Raises OSError or ValueError."""
-    _, metadata = read_tensors(path, ours=True)
-    return parse_json(metadata.get("run", ""))
+def read_record(path):
+    """What a file that write_json wrote holds. Raises OSError, or ValueError if it has other bytes than it writes."""
+    record = read_json(path)
+    if Path(path).read_bytes() != json_bytes(record):
+        raise ValueError("its bytes are not as they are written here")
+    return record
 
 
 RECORDS = {  # field of the Evidence: (file, how it is read, its shape)
-    "build": ("build.json", read_json, records.BUILD), "extraction": ("extraction.json", read_json, records.EXTRACTION),
-    "rebuilt": ("rebuilt.json", read_json, records.REBUILT), "stated": ("openness.json", read_json, records.STATED),
-    "config": ("config.json", read_plain, records.CONFIG), "state": (NAMES[1], read_state, records.STATE)}
+    "build": ("build.json", read_record, records.BUILD),
+    "extraction": ("extraction.json", read_record, records.EXTRACTION),
+    "rebuilt": ("rebuilt.json", read_record, records.REBUILT), "stated": ("openness.json", read_record, records.STATED),
+    "config": ("config.json", read_plain, records.CONFIG)}
+
+
+def damage(name, error):
+    return f"{name} is damaged: {' '.join(str(error).split())[:200]}"
 
 
 def gather(folder, data=""):
@@ -143,7 +158,6 @@ def gather(folder, data=""):
         found.weights = digest_of(found.folder / "model.safetensors")
     except OSError as error:
         raise UserError(f"no model in {folder}: {error.strerror}") from None
-    found.parameters = count_parameters(found.folder / "model.safetensors")
     for field, (name, read, shape) in RECORDS.items():
         try:
             record = read(found.folder / name)
@@ -153,98 +167,251 @@ def gather(folder, data=""):
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
-            found.damaged[name] = f"{name} is damaged: {' '.join(str(error).split())[:200]}"
+            found.damaged[name] = damage(name, error)
+    read_log(found)
+    load_model(found)
+    read_states(found)
     try:
-        found.manifest = sound_manifest(folder, records.MANIFEST, "train or copy it again")
+        found.card = (found.folder / "README.md").read_bytes()
+    except OSError:  # which is no card
+        pass
+    try:
+        found.manifest = sound_manifest(folder, "train or copy it again")
     except UserError as error:
         found.damaged["manifest.json"] = str(error)
         return found
+    if found.build.get("init_sha256"):
+        found.base = find_base(found.build["init_sha256"])
     find_text(found, data)
-    try:
-        found.card = (found.folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # which is no card
-        pass
     return found
 
 
-def sound_manifest(folder, shape, remedy):
-    """What read_manifest gives, if it has the shape. The address in it is a public one, or none. Raises UserError."""
-    manifest = read_manifest(folder, remedy)
-    if wrong := records.fault(manifest, shape):
-        raise UserError(f"{folder}/manifest.json is damaged ({wrong}); {remedy}")
-    if "whole_tree" in manifest:
-        manifest["whole_tree"]["url"] = public_address(manifest["whole_tree"]["url"])
+def read_log(found):
+    """Puts the lines of log.jsonl into the Evidence."""
+    try:
+        for line in (found.folder / "log.jsonl").read_bytes().splitlines(keepends=True):
+            record = parse_json(line)
+            looks = type(record) is dict and "accuracy" in record
+            if wrong := records.fault(record, records.LOOK if looks else records.BEGIN):
+                raise ValueError(wrong)
+            if line != json.dumps(record).encode() + b"\n":
+                raise ValueError("its bytes are not as they are written here")
+            (found.looks if looks else found.begins).append(record)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        found.begins, found.looks, found.damaged["log.jsonl"] = [], [], damage("log.jsonl", error)
+
+
+def load_model(found):
+    """Puts the model and its tokenizer into the Evidence, as far as they can be loaded."""
+    from model import Llama
+    try:
+        found.model = Llama.from_pretrained(found.folder)
+    except UserError as error:
+        found.damaged["model.safetensors"] = str(error)
+    try:
+        found.tokenizer = Tokenizer.load(found.folder)
+    except UserError as error:
+        found.damaged["tokenizer.model"] = str(error)
+
+
+def read_states(found):
+    """Puts what the states of the run say of themselves into the Evidence. The weights in the last must be the model's.
+    """
+    for name in NAMES:
+        try:
+            tensors, metadata = read_tensors(found.folder / name, ours=True)
+            meta = parse_json(metadata.get("run", ""))
+            if wrong := records.fault(meta, records.STATE):
+                raise ValueError(wrong)
+            if name == NAMES[0] and found.model:
+                theirs = {key.removeprefix("model."): value for key, value in tensors.items() if key[:6] == "model."}
+                ours = found.model.tensors()
+                if theirs.keys() != ours.keys() or not all(
+                        np.array_equal(theirs[key].numpy(), ours[key].numpy()) for key in ours):
+                    raise ValueError("it has other weights than the model")
+            found.states[name] = meta
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            found.damaged[name] = damage(name, error)
+
+
+def sound_manifest(folder, remedy):
+    """What read_manifest gives, if its bytes are as they are written here. The address in it is a public one, or none.
+    Raises UserError."""
+    manifest, path = read_manifest(folder, remedy), Path(folder) / "manifest.json"
+    if path.read_bytes() != json_bytes(manifest):
+        raise UserError(f"{path} is damaged (its bytes are not as they are written here); {remedy}")
+    manifest["whole_tree"]["url"] = public_address(manifest["whole_tree"]["url"])
     return manifest
 
 
-def count_parameters(path):
-    """The number of values in a safetensors file; 0 if it is damaged."""
-    try:
-        with safe_open(path, "np") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
-    except SafetensorError:
-        return 0
+def find_base(sha256):
+    """The manifest of the model under out/ whose weights have this SHA-256, if it began from nothing; else {}."""
+    for path in sorted(Path("out").glob("*/model.safetensors")):
+        try:
+            if digest_of(path) == sha256 and not read_json(path.with_name("build.json")).get("init_sha256"):
+                return read_manifest(path.parent, "")
+        except (OSError, ValueError, UserError):
+            continue
+    return {}
 
+
+# The text
 
 def find_text(found, data):
-    """Puts the prepared tree and ARCHIVE into the Evidence, as far as they are there."""
-    found.data = str(data or find_tree(found.manifest))
-    if found.data:
-        found.tree = sound_manifest(found.data, records.TREE, "run prepare.py again")
-        complete_manifest(found)
-    if "whole_tree" not in found.manifest:
-        return
+    """Puts the prepared tree and ARCHIVE into the Evidence, as far as they are there, and from them what the manifest
+    must hold."""
+    corpus = found.manifest | (found.model.metadata if found.model else {})  # the weights know the tree they learned
+    found.data, files, origin = str(data or find_tree(corpus)), {}, found.manifest
     if found.data:
         try:
+            found.tree = sound_manifest(found.data, "run prepare.py again")
             _, tokenizer, tokens = load(found.data)
-            found.survey = survey(texts(found.tree["files"], tokenizer, tokens), found.manifest, "the prepared tree")
+            files, origin = dict(texts(found.tree["files"], tokenizer, tokens)), found.tree
+            found.survey = survey(files.items(), found.manifest | {"whole_tree": found.tree["whole_tree"]},
+                                  "the prepared tree")
         except UserError as error:
+            if data and not found.tree:
+                raise
             found.damaged["the prepared tree"] = str(error)
     if (found.folder / ARCHIVE).exists():
         try:
             tree = read_archive(found.folder / ARCHIVE, found.manifest["whole_tree"])
-            found.archive = survey(tree.files.items(), found.manifest, ARCHIVE, tree.executable)
+            found.archive = survey(sorted(tree.files.items()), found.manifest, ARCHIVE, tree.executable, tree.links)
+            check_archive(found, files, tree)
+            if not found.data and not found.manifest["whole_tree"]["not_prepared"]:
+                files = tree.files
         except UserError as error:
-            found.damaged[ARCHIVE] = str(error)
+            found.archive, found.damaged[ARCHIVE] = None, str(error)
+    if files and found.build and found.tokenizer:
+        try:
+            make_manifest(found, files, origin)
+        except (UserError, AttributeError, TypeError, ValueError) as error:  # settings that cannot be
+            found.damaged["build.json"] = damage("build.json", error)
 
 
-def complete_manifest(found):
-    """Adds to the manifest of a model what that of its tree says of the whole tree and of each file's notice: an older
-    prepare.py did not."""
-    theirs = {(entry["path"], entry["sha256"]): entry for entry in found.tree["files"]}
-    if "whole_tree" in found.tree and "whole_tree" not in found.manifest:
-        found.manifest["whole_tree"], found.completed = found.tree["whole_tree"], True
-        for key in ("files", "held_out"):
-            found.manifest[key] = [theirs.get((entry["path"], entry["sha256"]), entry) for entry in found.manifest[key]]
-    if "whole_tree" in found.manifest and not all("notice" in entry for entry in found.manifest["files"]):
-        del found.manifest["whole_tree"]  # without these it counts as an older one
+def make_manifest(found, files, origin):
+    """Makes again what manifest.json must hold. files: {path: bytes} of all files that were prepared; origin: the
+    manifest that has what the text does not tell. Raises UserError, AttributeError, TypeError or ValueError if the
+    settings in build.json cannot be."""
+    from prepare import tokenize
+    entries, tokenizer, settings = [], found.tokenizer, types.SimpleNamespace(**found.build["settings"])
+    tokens = np.concatenate(list(tokenize(files, tokenizer, entries, progress)))
+    learned, held_out = choose_files(fitting(entries, tokenizer, settings), settings)
+    if found.build.get("init_sha256") and not found.base:
+        held_out = found.manifest["held_out"]  # drawn from what the first weights had not learned
+    windows = [Windows(tokens, part, tokenizer, settings.max_position_embeddings) for part in (learned, held_out)
+               if part]
+    whole, seen = origin["whole_tree"], found.survey or found.archive
+    if not whole["not_prepared"]:
+        whole = whole | {key: seen.whole[key] for key in seen.whole.keys() & whole.keys()}
+    made = {key: origin[key] for key in records.TREE} | {
+        "whole_tree": whole, "vocab_size": tokenizer.vocab_size, "tokens": len(tokens),
+        "train_bin_sha256": hashlib.sha256(tokens).hexdigest(),
+        "tokenizer_sha256": hashlib.sha256(tokenizer.proto).hexdigest(),
+        "files": learned, "held_out": held_out,
+        "tree": {"files": len(entries), "bytes": sum(entry["bytes"] for entry in entries)}}
+    if not whole["not_prepared"]:
+        made["licence"] = seen.whole["licence"]
+    found.windows, found.control = windows[0], windows[1] if held_out else None
+    found.made = made | compressed_sizes(found.windows)
 
 
-def write_archive(files, executable):
-    """The bytes of a tree as tar.xz, the same each time. files: {quoted path: bytes}; executable: paths."""
+def differences(found):
+    """{key of the manifest, as "whole_tree.url": why it is wrong}: what manifest.json says otherwise than what was made
+    again; without the text, what it says that contradicts itself, or the text that was fetched or recited."""
+    ours, wrong = found.manifest, {}
+
+    def compare(there, here, way, above=""):
+        for key in there:
+            if isinstance(there[key], dict) and key in ("whole_tree", "tree"):
+                compare(there[key], here[key], way, f"{key}.")
+            elif there[key] != here[key]:
+                said, true = first_difference(here[key], there[key])
+                wrong[above + key] = f"manifest.json says {above}{key} {said}, {way} {true}"
+
+    if found.made:
+        compare(found.made, ours, (found.survey or found.archive).way)
+    (path, times), = collections.Counter(entry["path"] for entry in ours["files"] + ours["held_out"]).most_common(1)
+    if times > 1:
+        wrong["files"] = f"manifest.json lists {path} {times} times"
+    for text in filter(None, (found.fetched, found.recital)):
+        if text is found.fetched or len(text.hashes) == ours["whole_tree"]["files"]:
+            whole = ours["whole_tree"] | {"licence": ours["licence"]}
+            compare({f"whole_tree.{key}" if key != "licence" else key: value for key, value in text.whole.items()},
+                    {f"whole_tree.{key}" if key != "licence" else key: whole[key] for key in text.whole}, text.way)
+    return wrong
+
+
+def first_difference(one, other):
+    """Two values in short: of lists the first items that differ, with their numbers."""
+    if isinstance(one, list) and isinstance(other, list):
+        at = next((i for i, pair in enumerate(zip(one, other)) if pair[0] != pair[1]), min(len(one), len(other)))
+        return tuple(f"of {len(part)}, number {at + 1} {str(part[at:at + 1])[1:-1][:90]}" for part in (one, other))
+    return str(one)[:90], str(other)[:90]
+
+
+# The tree as an archive
+
+def make_tar(files, executable, links):
+    """The bytes of a tree as tar, the same each time. files: {quoted path: bytes}; executable: paths; links: {quoted
+    path: quoted target}."""
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:xz", format=tarfile.PAX_FORMAT, preset=9 | lzma.PRESET_EXTREME,
-                      encoding="utf-8", errors="surrogateescape") as tar:
-        for path in sorted(files):
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8",
+                      errors="surrogateescape") as tar:
+        for path in sorted([*files, *links]):
             member = tarfile.TarInfo(unquote(path).decode("utf-8", "surrogateescape"))
+            if path in links:
+                member.type, member.mode = tarfile.SYMTYPE, 0o777
+                member.linkname = unquote(links[path]).decode("utf-8", "surrogateescape")
+                tar.addfile(member)
+                continue
             member.size, member.mode = len(files[path]), 0o755 if path in executable else 0o644
             tar.addfile(member, io.BytesIO(files[path]))
     return packed.getvalue()
 
 
-def read_archive(path, whole):
-    """The Tree, with quoted paths, of a tree's tar.xz. whole: what the manifest says of it, so also how much it may
-    unpack to. Raises UserError."""
-    from prepare import read_archive as members
-    from prepare import rooted
+def write_archive(files, executable, links):
+    """The same as tar.xz."""
+    return lzma.compress(make_tar(files, executable, links), preset=9 | lzma.PRESET_EXTREME)
 
-    most = whole["bytes"] + whole["files"] * 2**13 + 2**20  # headers of a file, long path included; the end
+
+def unpack_archive(path, whole):
+    """The bytes of a tree's tar, from its tar.xz. whole: what the manifest says of it, so also how much it may unpack
+    to. Raises UserError."""
+    most = whole["bytes"] + (whole["files"] + len(whole["links"])) * 2**13 + 2**20  # headers, long paths too; the end
     unpacker, name = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2**28), Path(path).name
     try:
         with open(path, "rb") as file:
-            data = unpacker.decompress(file.read(most), most + 1)
+            packed = file.read(most + 1)
+            data = unpacker.decompress(packed, most + 1)
     except (OSError, lzma.LZMAError) as error:
         raise UserError(f"{name} is no tree that can be read: {error}") from None
-    if len(data) > most or not unpacker.eof or data[257:262] != b"ustar":
-        raise UserError(f"{name} is no tar of the {whole['bytes']:,} bytes that manifest.json has")
-    return rooted(members(io.BytesIO(data), most, name), "tree")
+    if len(packed) > most or len(data) > most or not unpacker.eof or unpacker.unused_data:
+        raise UserError(f"{name} is no tar.xz of the {whole['bytes']:,} bytes that manifest.json has, and no more")
+    return data
+
+
+def read_archive(path, whole):
+    """The Tree, with quoted paths, of a tree's tar.xz. Raises UserError."""
+    from prepare import read_archive as members
+    from prepare import rooted
+
+    data = unpack_archive(path, whole)
+    return rooted(members(io.BytesIO(data), len(data), Path(path).name), "tree")
+
+
+def check_archive(found, files, tree):
+    """Raises UserError if ARCHIVE is not the tar that is made of the Tree in it, or, if all of the tree is at hand as
+    `files`, {path: bytes}, of those."""
+    whole = found.manifest["whole_tree"]
+    data, made = unpack_archive(found.folder / ARCHIVE, whole), make_tar(tree.files, tree.executable, tree.links)
+    if data != made:
+        raise UserError(f"{ARCHIVE} is not as it is written here: it holds more than the files of the tree, or others")
+    if found.survey and not found.tree["whole_tree"]["not_prepared"]:
+        whole = found.tree["whole_tree"]
+        if data != make_tar(files, whole["executable"], whole["links"]):
+            raise UserError(f"{ARCHIVE} is not the prepared tree")

@@ -144,7 +144,8 @@ def name_of(path):
     name = os.path.basename(os.path.normpath(os.fsencode(path))).decode("utf-8", "surrogateescape")
     if not re.search(f"[{ODD}]", name):
         return name
-    return re.sub(f"[{ODD}%]", lambda odd: "".join(f"%{b:02X}" for b in odd[0].encode("utf-8", "surrogateescape")), name)
+    return re.sub(f"[{ODD}%]", lambda odd: "".join(
+        f"%{byte:02X}" for byte in odd[0].encode("utf-8", "surrogateescape")), name)
 
 
 def digest_of(path):

@@ -1,125 +1,209 @@
 """The items of the openness table: what is asked, by whom, and how it is judged from the evidence. The texts that they
-come from are in docs/openness.md."""
+come from are in docs/openness.md.
+
+An answer says how it is known. What was made again or compared just now is checked. What a record in the folder says,
+and nothing at hand contradicts, is recorded. What rests on the word of whoever publishes the model is declared.
+"""
+import collections
+import dataclasses
+import math
+import re
+
+import numpy as np
+
 from memory import card, mof
-from memory.checkpoint import NAMES, read_tensors
+from memory.checkpoint import NAMES
 from memory.corpus import CORPUS
-from memory.evidence import ARCHIVE, read_plain
-from memory.files import digest_of
+from memory.evaluate import LISTED, PREFIX, SUFFIX
+from memory.evidence import ARCHIVE, differences, parse_json
+from memory.files import digest_of, json_digest
 from memory.licences import COPYRIGHT_ONLY, SILENT, UNJUDGED, count_classes, hub_fields, is_free, recognize
+from memory.page import as_json, fill
 from memory.run import OF_A_RUN
+from memory.tokenizer import choose_packer, compressed_bits
 from memory.versions import REPORT, at_commit, describe_code, digest_of_code
 
 YES, NO, UNKNOWN = "yes", "no", "not checked"
-RECORDED = "recorded: "  # how the evidence of a "yes" begins that only reads a record, and made nothing again
+CHECKED, RECORDED, DECLARED = "checked", "recorded", "declared"
+Answer = collections.namedtuple("Answer", ("answer", "why", "known"))  # known: "" of what is not
 
 
-# Each is a function of the Evidence that returns (answer, what it rests on)
+def yes(why, known=CHECKED):
+    return Answer(YES, why, known)
+
+
+def no(why, known=CHECKED):
+    return Answer(NO, why, known)
+
+
+def unknown(why):
+    return Answer(UNKNOWN, why, "")
+
+
+def known_if(thing):
+    return CHECKED if thing else RECORDED
+
+
+# Each is a function of the Evidence that returns an Answer
 
 def listed(e):
-    files, text = e.manifest["files"], e.any_survey
+    files = e.manifest["files"]
     if "the prepared tree" in e.damaged:
-        return NO, e.damaged["the prepared tree"]
-    if not text:
-        return UNKNOWN, "the text is not at hand: prepare the tree, or --recite"
-    if wrong := text.wrong(files):
-        return NO, f"{len(wrong):,} of {len(files):,} files are not as manifest.json has them in {text.way}: {wrong[0]}"
-    return YES, f"{len(files):,} files, {sum(file['bytes'] for file in files):,} bytes"
+        return no(e.damaged["the prepared tree"])
+    if e.any_survey and (wrong := e.any_survey.wrong(files)):
+        return no(f"{len(wrong):,} of {len(files):,} files are not as manifest.json has them in {e.any_survey.way}: "
+                  f"{wrong[0]}")
+    return yes(f"{len(files):,} files, {sum(file['bytes'] for file in files):,} bytes", known_if(e.made))
 
 
-OF_THE_TREE = (2, 3, 9, 10, 12)  # items that rest on what manifest.json says of the whole tree
-
-
-def contradiction(e):
-    """What manifest.json says of the whole tree otherwise than the tree at hand; or ""."""
-    way, there = e.whole
-    ours = e.manifest["whole_tree"] | {"licence": e.manifest["licence"]}
-    for key in ("licence", "files", "bytes", "digest", "licence_path", "licence_sha256", "not_prepared"):
-        if key in there and ours[key] != there[key]:
-            return f"manifest.json says {key} {str(ours[key])[:80]}, {way} {str(there[key])[:80]}"
-    return ""
+NOT_OF_THE_TREE = (".git", "__MACOSX")
+RELEASE = ("https://cdn.kernel.org/pub/linux/kernel/v1.0/linux-1.0.tar.gz",
+           "014cc3ea69a3db6a483eb743e3140e0e45a4a8c168c59f8c3b090cd72ab01802")  # Linux 1.0, and its SHA-256
+RELEASE_DIGEST = "ac2660ca575d036f216fa0fc62dd8aa78a8284b6d4b070cf9031ac3b6f4324ba"  # of its files
 
 
 def origin(e):
-    whole, text = e.manifest["whole_tree"], e.any_survey
+    whole = e.manifest["whole_tree"]
     if e.manifest["origin"] == "stand-in":
-        return NO, "a stand-in for Linux 1.0: the kernel headers of the machine it was prepared on"
-    if text and len(text.hashes) == whole["files"] and text.swhid != whole["swhid"]:
-        return NO, f"manifest.json says {whole['swhid']}, the files make {text.swhid}"
-    if e.fetched and (e.fetched.digest, e.fetched.swhid) != (whole["sha256"], whole["swhid"]):
-        return NO, f"{whole['url']} serves SHA-256 {e.fetched.digest}, {e.fetched.swhid}"
+        return no("a stand-in for Linux 1.0: the kernel headers of the machine it was prepared on")
+    if e.fetched and e.fetched.digest != whole["sha256"]:
+        return no(f"{whole['url']} serves SHA-256 {e.fetched.digest}")
+    released = whole["digest"] == RELEASE_DIGEST
+    if not released and (whole["sha256"] == RELEASE[1] or whole["url"] == RELEASE[0]):
+        return no(f"manifest.json has the address of Linux 1.0, and these files are not its: {whole['digest']}")
     if not whole["url"] or not whole["sha256"]:
-        return NO, f"no public address: prepared from a local copy that is no release known here; {whole['swhid']}"
-    return YES, f"{'' if e.fetched else RECORDED}{whole['url']}, SHA-256 {whole['sha256']}; {whole['swhid']}"
+        return no(f"no public address: prepared from a local copy that is no release known here; {whole['swhid']}")
+    return yes(f"{whole['url']}, SHA-256 {whole['sha256']}; {whole['swhid']}",
+               known_if(e.fetched or e.made and released and (whole["url"], whole["sha256"]) == RELEASE))
 
 
 def complete(e):
     whole, learned, held_out = e.manifest["whole_tree"], len(e.manifest["files"]), len(e.manifest["held_out"])
     missing, parts = whole["files"] - learned - held_out, f"{learned:,} learned, {held_out:,} held out"
+    left_out = {kind: count for kind, count in whole["left_out"].items() if kind not in NOT_OF_THE_TREE}
     if missing:
-        return NO, f"{parts}, {missing:,} of the tree's {whole['files']:,} files are neither (openness.json lists them)"
-    if whole["left_out"]:
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(whole["left_out"].items()))
-        return NO, f"{parts}; of the tree as it came was left out: {kinds}"
-    return YES, f"{parts}: all {whole['files']:,} files of the tree"
+        return no(f"{parts}, {missing:,} of the tree's {whole['files']:,} files are neither (openness.json lists them)",
+                  known_if(e.data))
+    if left_out:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
+        return no(f"{parts}; of the tree as it came was left out: {kinds}", known_if(e.data))
+    return yes(f"{parts}: all {whole['files']:,} files of the tree", known_if(e.data))
 
 
 def unfiltered(e):
     if "the prepared tree" in e.damaged:
-        return NO, e.damaged["the prepared tree"]
-    if not e.survey or any(e.tree[key] != e.manifest[key] for key in CORPUS):
-        return UNKNOWN, "train.bin is not at hand"
-    if wrong := e.survey.wrong(e.manifest["files"] + e.manifest["held_out"]):
-        return NO, f"{wrong[0]} does not come back from train.bin"
-    return YES, f"train.bin (SHA-256 {e.manifest['train_bin_sha256'][:16]}…) gives every file back, byte for byte"
+        return no(e.damaged["the prepared tree"])
+    if e.survey and (wrong := e.survey.wrong(e.manifest["files"] + e.manifest["held_out"])):
+        return no(f"{wrong[0]} does not come back from train.bin")
+    return yes(f"train.bin (SHA-256 {e.manifest['train_bin_sha256'][:16]}…) gives every file back, byte for byte",
+               known_if(e.made))
 
 
 def unlabelled(e):
-    return YES, "declared: the only target is the next token of the text itself"
+    return yes("the only target is the next token of the text itself", DECLARED)
 
 
-def shareable(answers):
-    """Item 6, from the answers to the others: {number: answer}."""
-    if YES in (answers[2], answers[7]):
-        return YES, "follows from item 2 or 7"
-    return (UNKNOWN if answers[2] == UNKNOWN else NO), "follows from neither item 2 nor 7"
+def shareable(found):
+    """Item 6, from the answers to the others: {number: Answer}."""
+    if by := [found[number] for number in (7, 2) if found[number].answer == YES]:
+        return yes("follows from item 2 or 7", CHECKED if CHECKED in [answer.known for answer in by] else RECORDED)
+    return unknown("follows from neither item 2 nor 7") if found[2].answer == UNKNOWN else no(
+        "follows from neither item 2 nor 7")
 
 
 def archived(e):
     if ARCHIVE in e.damaged:
-        return NO, e.damaged[ARCHIVE]
+        return no(e.damaged[ARCHIVE])
     if not e.archive:
-        return NO, f"{ARCHIVE} is not in the folder; --source_archive adds it"
+        return no(f"{ARCHIVE} is not in the folder; --source_archive adds it")
     if wrong := e.archive.wrong(e.manifest["files"] + e.manifest["held_out"]):
-        return NO, f"{wrong[0]} in {ARCHIVE} is not as manifest.json lists it"
-    if e.archive.swhid != e.manifest["whole_tree"]["swhid"]:
-        return NO, f"{ARCHIVE} holds {e.archive.swhid}, not the tree of manifest.json"
-    return YES, f"{ARCHIVE} holds the whole tree, {e.archive.swhid}"
+        return no(f"{wrong[0]} in {ARCHIVE} is not as manifest.json lists it")
+    if e.archive.whole["swhid"] != e.manifest["whole_tree"]["swhid"]:
+        return no(f"{ARCHIVE} holds {e.archive.whole['swhid']}, not the tree of manifest.json")
+    return yes(f"{ARCHIVE} holds the whole tree, {e.archive.whole['swhid']}")
 
 
 def mismeasured(e):
-    """What extraction.json says that the manifest, the weights or its own figures rule out; or ""."""
+    """What extraction.json says that the manifest, the weights, the text or its own figures rule out; or ""."""
     found, entries = e.extraction, e.manifest["files"]
     learned, control, size = found["learned"], found.get("control"), sum(entry["bytes"] for entry in entries)
-    bits = max(0, e.manifest["compressed_bits"] - (e.manifest.get("piece_bits") or 0))
-    for what, said, true in [
-            ("model_sha256", found["model_sha256"], e.weights), ("name", found["name"], e.manifest["name"]),
-            ("licence", found["licence"], e.manifest["licence"]), ("tree", found["tree"], e.manifest["tree"]),
-            ("files", found["files"], len(entries)), ("bytes", found["bytes"], size),
-            ("parameters", found["parameters"], e.parameters),
-            ("compressed_by", found["compressed_by"], e.manifest["compressed_by"]),
-            ("bits_per_parameter", found["bits_per_parameter"], bits / max(1, e.parameters)),
-            ("the files held out", control["files"] if control else 0, len(e.manifest["held_out"]))]:
+    bits = max(0, e.manifest["compressed_bits"] - e.manifest["piece_bits"])
+    _, preset = choose_packer(size)
+    facts = [
+        ("model_sha256", found["model_sha256"], e.weights), ("parameters", found["parameters"], e.parameters),
+        *((key, found[key], e.manifest[key])
+          for key in ("name", "origin", "licence", "tree", "compressed_by", "piece_bytes", "piece_bits")),
+        ("files", found["files"], len(entries)), ("bytes", found["bytes"], size), ("refused", found["refused"], []),
+        ("bits_per_parameter", found["bits_per_parameter"], bits / max(1, e.parameters)),
+        ("the files held out", control["files"] if control else 0, len(e.manifest["held_out"]))]
+    if e.tokenizer:
+        facts.append(("tokenizer_packed_bytes", found["tokenizer_packed_bytes"],
+                      compressed_bits([e.tokenizer.proto], preset) // 8))
+    for part, windows in ((learned, e.windows), (control, e.control)):
+        if part and windows:
+            spans = int((windows.length - windows.start > PREFIX + SUFFIX).sum())
+            facts += [("tokens", part["tokens"], windows.scored), ("spans", part["spans"], spans)]
+    for what, said, true in facts:
         if said != true:
             return f"extraction.json says {what} {str(said)[:70]}, it is {str(true)[:70]}"
-    if found["files_exact"] > found["files"] or found["bytes_exact"] > size or (
-            found["files_exact"] == found["files"] and found["bytes_exact"] < size):
-        return f"extraction.json has {found['bytes_exact']:,} bytes exact in {found['files_exact']:,} files"
-    if learned["tokens_right"] == learned["tokens"] and found["files_exact"] < found["files"]:
+    exact, whole = found["files_exact"] == found["files"], learned["tokens_right"] == learned["tokens"]
+    if found["files_exact"] > found["files"] or not (
+            found["bytes_exact"] <= found["bytes_before_error"] <= size) or exact != (found["bytes_exact"] == size):
+        return (f"extraction.json has {found['bytes_exact']:,} bytes exact in {found['files_exact']:,} files, "
+                f"{found['bytes_before_error']:,} before errors")
+    if whole and not exact:
         return "extraction.json has every next token right, and not every file"
     for part in filter(None, (learned, control)):
         share = part["tokens_right"] / max(1, part["tokens"])
         if share > 1 or abs(part["accuracy"] - share) > 1e-9:
             return f"extraction.json has {part['tokens_right']:,} of {part['tokens']:,} tokens right, and another share"
+        if part["longest_run"] > size and part is learned:
+            return f"extraction.json has a run of {part['longest_run']:,} bytes in {size:,}"
+    return otherwise_now(e) or misreported(e)
+
+
+def otherwise_now(e):
+    """What extraction.json says otherwise than what was measured now; or "". Another machine rounds otherwise."""
+    for name in ("learned", "control") if e.measured_now else ():
+        for key, true in e.measured_now.get(name, {}).items():
+            said = e.extraction[name][key]
+            if said != true if isinstance(true, int) else not math.isclose(said or 0, true or 0, rel_tol=0.05,
+                                                                           abs_tol=1e-3):
+                return f"extraction.json says {name} {key} {said}, it is {true}"
+    return ""
+
+
+def misreported(e):
+    """What errors.jsonl and report.html say otherwise than extraction.json; or ""."""
+    learned = e.extraction["learned"]
+    try:
+        lines = [parse_json(line) for line in (e.folder / "errors.jsonl").read_bytes().splitlines()]
+        wrong = learned["tokens"] - learned["tokens_right"]
+        if wrong <= LISTED and len(lines) != wrong:
+            return f"errors.jsonl lists {len(lines):,} tokens, extraction.json has {wrong:,} wrong"
+        if other := {line["path"] for line in lines} - {entry["path"] for entry in e.manifest["files"]}:
+            return f"errors.jsonl lists {min(other)}, which was not learned"
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"errors.jsonl is damaged: {error}"
+    try:
+        page = (e.folder / "report.html").read_bytes()
+        data = parse_json(re.search(rb"^const data = (.*);$", page, re.M)[1])
+        if page != fill("report.html", DATA=as_json(data)):
+            return "report.html is not the page that extract.py writes"
+        rows = {row["path"]: row for row in data["rows"]}
+        sizes = {entry["path"]: entry["bytes"] for entry in e.manifest["files"]}
+        if any(row["bytes"] != sizes.get(path) for path, row in rows.items()) or data["files_exact"] != sum(
+                row["exact"] is True for row in rows.values()):
+            return "report.html has other files than manifest.json, or other figures"
+        whole_look = "learned" in data and len(rows) == len(sizes)  # and not --only, or without the tree
+        if whole_look and any(data[key] != e.extraction[key] for key in e.extraction.keys() - {"model_sha256"}):
+            return "report.html is not what extraction.json gives"
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"report.html is damaged: {error}"
     return ""
 
 
@@ -128,60 +212,54 @@ def recited(e):
     if e.recital:
         exact = files - len(e.recital.wrong(e.manifest["files"]))
     elif not e.extraction:
-        return UNKNOWN, e.damaged.get("extraction.json", "no extraction from these weights; --recite makes one")
+        return no(e.damaged["extraction.json"]) if "extraction.json" in e.damaged else unknown(
+            "no extraction from these weights; --recite makes one")
     elif said := mismeasured(e):
-        return NO, said
+        return no(said)
     else:
         exact = e.extraction["files_exact"]
-    if exact < files:
-        return NO, f"{exact:,} of {files:,} files come out of the weights with their SHA-256"
-    how = "" if e.recital else RECORDED
-    return YES, f"{how}{exact:,} of {files:,} files come out of the weights with their SHA-256"
+    words = f"{exact:,} of {files:,} files come out of the weights with their SHA-256"
+    return (no if exact < files else yes)(words, known_if(e.recital))
 
 
 def free(e):
     name, counts = e.manifest["licence"], count_classes(e.manifest["files"])
-    for entry in e.manifest["files"] if e.any_survey else ():
-        if entry["notice"] != e.any_survey.classes.get(entry["path"]):
-            return NO, f"manifest.json has {entry['path']} under {entry['notice']}, its text says otherwise"
     words = "; ".join(f"{kind}: {count:,}" for kind, count in counts.items())
+    known = known_if(e.any_survey and e.made)
     if not is_free(name):
-        return NO, f"the tree's licence: {name or 'none found'}; of the files learned: {words}"
+        return no(f"the tree's licence: {name or 'none found'}; of the files learned: {words}", known)
     own = [entry["path"] for entry in e.manifest["files"] if set(entry["notice"]) & set(UNJUDGED)]
     path, silent = e.manifest["whole_tree"]["licence_path"], counts.get(SILENT, 0) + counts.get(COPYRIGHT_ONLY, 0)
     by = f"{name}, by {path or 'SPDX lines'}"
     if silent and not path:
-        return UNKNOWN, f"{by}; {silent:,} of the files learned name no licence, and the tree has none: {words}"
+        return unknown(f"{by}; {silent:,} of the files learned name no licence, and the tree has none: {words}")
     if own:
-        return UNKNOWN, f"{by}; of the files learned, a person must read the words of {len(own):,}: {words}"
-    return YES, f"{by}; of the files learned: {words}"
+        return unknown(f"{by}; of the files learned, a person must read the words of {len(own):,}: {words}")
+    return yes(f"{by}; of the files learned: {words}", known)
 
 
 def has_text(e):
     sha256, path = e.manifest["whole_tree"]["licence_sha256"], e.manifest["whole_tree"]["licence_path"]
     if not sha256:
-        return NO, "the tree has no COPYING or LICENSE"
+        return no("the tree has no COPYING or LICENSE", known_if(e.made))
     try:
         found = digest_of(e.folder / "LICENSE")
     except OSError:
-        return NO, "LICENSE is missing"
+        return no("LICENSE is missing")
     if found != sha256:
-        return NO, f"LICENSE is not the tree's {path}"
-    return YES, f"LICENSE is the tree's {path}, SHA-256 {sha256}"
+        return no(f"LICENSE is not the tree's {path}")
+    return yes(f"LICENSE is the tree's {path}, SHA-256 {sha256}", known_if(e.made))
 
 
 def keeps_notices(e):
     try:
         found = (e.folder / "NOTICES").read_bytes()
     except OSError:
-        return NO, "NOTICES is missing"
-    files = [entry["path"] for entry in e.manifest["files"]]
-    if not e.any_survey:
-        return UNKNOWN, "the text is not at hand"
-    if found != e.any_survey.notices:
-        return NO, "NOTICES is not what the files learned say"
-    speaking = found.count(b"\n==> ")
-    return YES, f"NOTICES has the words of {speaking:,} of {len(files):,} files"
+        return no("NOTICES is missing")
+    if e.any_survey and found != e.any_survey.notices:
+        return no("NOTICES is not what the files learned say")
+    speaking, files = found.count(b"\n==> "), len(e.manifest["files"])
+    return yes(f"NOTICES has the words of {speaking:,} of {files:,} files", known_if(e.any_survey))
 
 
 def not_relicensed(e):
@@ -189,165 +267,261 @@ def not_relicensed(e):
     wanted = hub_fields(name)["license"]
     said = wanted if e.writing else card.front_matter(e.card).get("license")
     if said != wanted:
-        return NO, f"README.md says license: {said}, the data's licence is {name} ({wanted})"
+        return no(f"README.md says license: {said}, the data's licence is {name} ({wanted})")
     try:
         text = recognize((e.folder / "LICENSE").read_bytes())
     except OSError:  # item 10 says so
-        return YES, f"license: {wanted}, that of the data"
+        text = name
     if e.manifest["whole_tree"]["licence_sha256"] and text != name:
         found = f"a text of {text}" if text else "no licence text that is known"
-        return NO, f"LICENSE is {found}, the data's licence is {name}"
-    return YES, f"license: {wanted}, that of the data"
+        return no(f"LICENSE is {found}, the data's licence is {name}")
+    return yes(f"license: {wanted}, that of the data", known_if(e.made))
 
 
 def code_known(e):
     code = e.build.get("code")
     if not code:
-        return NO, e.damaged.get("build.json", "build.json names no code: it is older than that")
+        return no(e.damaged.get("build.json", "build.json is missing"))
     if code["licence"] != "MIT":
-        return NO, f"the code's licence: {code['licence']}"
+        return no(f"the code's licence: {code['licence']}")
     digest = digest_of_code(code["files"])[:16]
     for turn in e.build["built_by"]:
         if turn.get("code") != digest:
-            return NO, (f"build.json lists the files of code {digest}…, and of the turn from step "
-                        f"{turn.get('from_step')} the code was {turn.get('code')}…")
+            return no(f"build.json lists the files of code {digest}…, and of the turn from step "
+                      f"{turn['from_step']} the code was {turn.get('code')}…")
     commit = f", commit {code['commit']}" if code["commit"] else ""
     changed = f" but for {len(code['changed_since'])} of them" if code["changed_since"] else ""
     words = f"{len(code['files'])} files by SHA-256 in build.json{commit}{changed}; {code['licence']}"
-    if e.writing:  # then the record is what counts
-        return YES, words
-    here, there = describe_code()["files"], at_commit(code["commit"])
-    if code["commit"] and not there:
-        return UNKNOWN, f"commit {code['commit'][:40]} is not known here: fetch it with git"
-    for path, sha256 in code["files"].items():
-        if there and path not in code["changed_since"]:
-            if there.get(path) != sha256:
-                return NO, f"build.json has another {path} than commit {code['commit']}"
-        elif here.get(path) != sha256:
-            return UNKNOWN, f"the code here is another ({path}): check out what built the model"
-    return YES, words
+    here = describe_code()["files"]
+    there = {path: sha256 for path, sha256 in at_commit(code["commit"]).items() if path in here}
+    if not there and (code["commit"] or code["files"] != here):
+        return yes(words, RECORDED)
+    for path in sorted((there or here).keys() | code["files"].keys()):
+        if there and path in code["changed_since"]:
+            continue
+        if (there or here).get(path) != code["files"].get(path):
+            return no(f"build.json has another {path} than commit {code['commit']}")
+    unseen = [path for path in code["changed_since"] if here.get(path) != code["files"].get(path)]
+    return yes(words, known_if(not unseen))
 
 
 def settings_known(e):
+    from train import Settings
     for name, record in [("build.json", e.build), ("config.json", e.config)]:
         if not record:
-            return NO, e.damaged.get(name, f"{name} is missing")
-    missing = [key for key in ("settings", "corpus", "built_by", "step", "seconds", "code", "model_sha256")
-               if not e.build.get(key) and e.build.get(key) != 0]  # a patch may need no step
-    turn = e.build["built_by"][-1] if e.build.get("built_by") else {}
-    missing += [key for key in ("torch", "numpy", "python", "processor", "dtype", "threads") if key not in turn]
-    if missing:
-        return NO, f"build.json lacks {', '.join(missing)}"
+            return no(e.damaged.get(name, f"{name} is missing"))
+    settings, turns = e.build["settings"], e.build["built_by"]
+    fields = {field.name: field.type for field in dataclasses.fields(Settings)}
+    kinds = {float: (int, float)}
+    wrong = [key for key in fields.keys() | settings.keys()
+             if key not in fields or type(settings.get(key)) not in kinds.get(fields[key], (fields[key],))]
+    if wrong:
+        return no(f"build.json has no setting {min(wrong)} that can be")
+    if missing := [key for key in SURROUNDINGS if key not in turns[-1]]:
+        return no(f"build.json lacks {', '.join(missing)}")
     if not e.build["done"]:
-        return NO, f"the run is not finished: stopped at step {e.build['step']:,}"
-    other = [key for key in e.config.keys() & e.build["settings"].keys() if e.config[key] != e.build["settings"][key]]
-    if other:
-        return NO, f"build.json and config.json differ in {sorted(other)[0]}"
-    return YES, f"{len(e.build['settings'])} settings, {len(e.build['code']['packages'])} packages, the processor"
+        return no(f"the run is not finished: stopped at step {e.build['step']:,}")
+    packages = e.build["code"]["packages"]
+    if other := [name for name in ("torch", "numpy", "safetensors") if packages.get(name) != turns[-1][name]]:
+        return no(f"build.json has {other[0]} {packages.get(other[0])} in its packages, and {turns[-1][other[0]]} in "
+                  f"its last turn")
+    if other := [key for key in e.config.keys() & settings.keys() if e.config[key] != settings[key]]:
+        return no(f"build.json and config.json differ in {min(other)}")
+    if said := contradicted_build(e):
+        return no(said)
+    again = (e.built_now or {}).get("rebuilt_sha256") == e.weights
+    return yes(f"{len(settings)} settings, {len(packages)} packages, the processor", known_if(again))
 
 
-WRITTEN = {  # all that the scripts write into a model's folder
-    *OF_A_RUN, *NAMES, "LICENSE", "NOTICES", ARCHIVE, "manifest.json", "config.json", "generation_config.json",
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "log.jsonl", "trace.html"}
-HIDDEN = {".lock", ".git", ".gitattributes", ".cache"}  # a run's, and those of git and the hub, which nothing loads
-LOADED = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")  # by transformers
-CODE = {"auto_map", "chat_template", "custom_pipelines"}  # keys that are, or name, what runs
+def contradicted_build(e):
+    """What build.json says otherwise than the manifest, the states and the log of the run; or ""."""
+    build = e.build
+    corpus = {key: (e.tree or e.manifest).get(key) for key in ("name", "url", "sha256", *CORPUS)}
+    if e.tree:
+        corpus["manifest"] = json_digest(e.tree)
+    for key, value in corpus.items():
+        if build["corpus"][key] != value:
+            return f"build.json says corpus {key} {build['corpus'][key]}, the tree {value}"
+    steps = [turn["from_step"] for turn in build["built_by"]]
+    if steps[0] != 0 or steps != sorted(set(steps)) or steps[-1] > build["step"]:
+        return f"build.json has turns from steps {steps}, and ends at {build['step']:,}"
+    for name in NAMES:
+        if name in e.damaged:
+            return e.damaged[name]
+    last, previous = (e.states.get(name) for name in NAMES)
+    said = build | {"init_sha256": build.get("init_sha256", "")}
+    if last:
+        for key in ("settings", "corpus", "step", "done", "init_sha256", "built_by"):
+            if last[key] != said[key]:
+                return f"build.json says {key} {str(said[key])[:60]}, {NAMES[0]} {str(last[key])[:60]}"
+        if round(last["seconds"], 1) != build["seconds"]:
+            return f"build.json says {build['seconds']} seconds, {NAMES[0]} {last['seconds']:.1f}"
+    if previous and any(previous["corpus"][key] != build["corpus"][key] for key in CORPUS):
+        return f"{NAMES[1]} is of a run on another tree"
+    if "log.jsonl" in e.damaged:
+        return e.damaged["log.jsonl"]
+    return contradicted_log(e) if e.begins else ""
+
+
+def contradicted_log(e):
+    """What log.jsonl says otherwise than build.json; or ""."""
+    build, last = e.build, (e.looks or [{}])[-1]
+    for turn in build["built_by"]:
+        here = {key: value for key, value in turn.items() if key != "from_step"}
+        if not any(line["environment"] == here for line in e.begins):
+            return f"log.jsonl has no turn of the kind that build.json has from step {turn['from_step']:,}"
+    for line in e.begins:
+        for key in ("corpus", "init_sha256"):
+            if line.get(key) != build.get(key):
+                return f"log.jsonl says {key} {str(line.get(key))[:60]}, build.json {str(build.get(key))[:60]}"
+        if line["settings"] != build["settings"] and line is e.begins[-1]:
+            return "log.jsonl has other settings than build.json"
+        if e.model and line["parameters"] != e.parameters:
+            return f"log.jsonl says {line['parameters']:,} parameters, there are {e.parameters:,}"
+    steps = [line["step"] for line in e.looks]
+    if steps != sorted(steps):
+        return "the full passes in log.jsonl are in no order"
+    if last.get("step") == build["step"] and build["done"].startswith("every token right") and last["wrong"]:
+        return f"log.jsonl has {last['wrong']:,} tokens wrong at the end, build.json none"
+    for line in e.looks if e.windows else ():
+        if not math.isclose(line["accuracy"], 1 - line["wrong"] / e.windows.scored, abs_tol=1e-12):
+            return f"log.jsonl has {line['wrong']:,} tokens wrong at step {line['step']:,}, and another share"
+    return ""
+
+
+LOADED = ("config.json", "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
+WRITTEN = {*OF_A_RUN, *NAMES, *LOADED, "LICENSE", "NOTICES", ARCHIVE, "manifest.json", "log.jsonl"}  # by the scripts
+SIGNED = re.compile(r"SHA256SUMS\.(asc|sig|minisig|sigstore(\.json)?)|model\.sig")  # by whoever publishes
+OF_THE_SYSTEM = {"Thumbs.db", "desktop.ini"}  # which file managers leave; others begin with a dot
+HIDDEN = {".lock", ".git", ".gitattributes", ".cache", ".DS_Store"}  # a run's, git's, the hub's, the Mac's
+
+
+def foreign(folder):
+    """The names in a model's folder that neither this project writes there, nor who signs it or stores it."""
+    return sorted(path.name for path in folder.iterdir()
+                  if path.name not in HIDDEN | OF_THE_SYSTEM and not SIGNED.fullmatch(path.name)
+                  and (path.name not in WRITTEN or path.is_dir()))
 
 
 def weights_whole(e):
-    try:
-        tensors, _ = read_tensors(e.folder / "model.safetensors", ours=True)
-    except (OSError, ValueError) as error:
-        return NO, f"model.safetensors: {error}"
+    for name in ("model.safetensors", "tokenizer.model"):
+        if name in e.damaged:
+            return no(e.damaged[name])
     if e.build.get("model_sha256") != e.weights:
-        return NO, f"model.safetensors has SHA-256 {e.weights}, build.json says {e.build.get('model_sha256')}"
-    if foreign := sorted(path.name for path in e.folder.iterdir()
-                         if path.name not in HIDDEN and (path.name not in WRITTEN or path.is_dir())):
-        return NO, f"the folder holds what this project does not write there: {foreign[0]}"
-    for name in LOADED:
+        return no(f"model.safetensors has SHA-256 {e.weights}, build.json says {e.build.get('model_sha256')}")
+    if not all(np.isfinite(tensor.numpy()).all() for tensor in e.model.tensors().values()):
+        return no("model.safetensors has a value that is not finite")
+    if e.tokenizer.vocab_size != e.model.config.vocab_size:
+        return no(f"the model has {e.model.config.vocab_size:,} pieces, tokenizer.model {e.tokenizer.vocab_size:,}")
+    corpus = {key: e.manifest[key] for key in CORPUS}
+    for name, made in e.model.saved(e.tokenizer, **corpus).items():
         try:
-            if found := sorted(CODE & set(read_plain(e.folder / name))):
-                return NO, f"{name} has {found[0]}, which is code"
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, TypeError) as error:
-            return NO, f"{name} is damaged: {error}"
-    return YES, f"safetensors, {len(tensors)} tensors, SHA-256 {e.weights}; no code that loads with the weights"
+            if (e.folder / name).read_bytes() != made:
+                return no(f"{name} is not what these weights and pieces are saved with")
+        except OSError as error:
+            return no(f"{name} cannot be read: {error.strerror}")
+    if names := foreign(e.folder):
+        return no(f"the folder holds what this project does not write there: {names[0]}")
+    if said := mispaged(e):
+        return no(said)
+    return yes(f"safetensors, {len(e.model.tensors())} tensors, SHA-256 {e.weights}; no code that loads with the "
+               f"weights")
+
+
+def mispaged(e):
+    """Why recite.html is not the page that these weights make; or ""."""
+    from recite import make_page, pack
+    try:
+        page = (e.folder / "recite.html").read_bytes()
+        about = parse_json(re.search(rb'id="about">(.*)</script>', page)[1])
+        weights = b"".join(pack(tensor, about["format"])[0] for tensor in e.model.tensors().values())
+        made = make_page(about, e.tokenizer, e.manifest["files"], weights)
+        return "" if page == made else "recite.html is not the page that these weights make"
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return f"recite.html is damaged: {error}"
 
 
 SURROUNDINGS = ("processor", "system", "device", "dtype", "threads", "processes", "torch", "numpy", "safetensors",
-                "python", "code")  # which decide the bits of the weights
+                "python", "compile", "code")  # which decide the bits of the weights
 
 
 def built_again(e):
     found = e.built_now or e.rebuilt
+    if e.build.get("init_sha256") == e.weights:
+        return no("it began from these very weights: no step made them")
     if not found:
-        return (NO, e.damaged["rebuilt.json"]) if "rebuilt.json" in e.damaged else (
-            UNKNOWN, "verify.py has not built it again")
+        return no(e.damaged["rebuilt.json"]) if "rebuilt.json" in e.damaged else unknown(
+            "verify.py has not built it again")
     if found["model_sha256"] != e.weights:
-        return NO, "rebuilt.json is about other weights"
-    how, here, there = "" if e.built_now else RECORDED, found["built_by"], (e.build.get("built_by") or [{}])[-1]
+        return no("rebuilt.json is about other weights")
+    here, there = found["built_by"], e.build.get("built_by", [])
     if found["rebuilt_sha256"] == e.weights:
-        return YES, f"{how}the same SHA-256 on {here['processor']}, torch {here['torch']}"
-    if differ := [key for key in SURROUNDINGS if here.get(key) != there.get(key)]:
-        return UNKNOWN, f"built again with another {differ[0]}, which may well give SHA-256 {found['rebuilt_sha256']}"
-    return NO, f"another build gave SHA-256 {found['rebuilt_sha256']} on {here['processor']}"
+        return yes(f"the same SHA-256 after {found['steps']:,} steps on {here[-1].get('processor')}, torch "
+                   f"{here[-1].get('torch')}", known_if(e.built_now))
+    for key in SURROUNDINGS:
+        if len({str(turn.get(key)) for turn in here + there}) > 1:
+            return unknown(f"the turns of the two builds had another {key}, which may well give SHA-256 "
+                           f"{found['rebuilt_sha256']}")
+    return no(f"another build gave SHA-256 {found['rebuilt_sha256']} on {here[-1].get('processor')}")
 
 
 def measured(e):
     if not e.extraction:
-        return (NO, e.damaged["extraction.json"]) if "extraction.json" in e.damaged else (
-            UNKNOWN, "extract.py has not measured it")
+        return no(e.damaged["extraction.json"]) if "extraction.json" in e.damaged else unknown(
+            "extract.py has not measured it")
     if said := mismeasured(e):
-        return NO, said
+        return no(said)
     learned = e.extraction["learned"]
-    return YES, (f"{RECORDED}{e.extraction['files_exact']:,} of {e.extraction['files']:,} files exact, "
-                 f"{learned['tokens_right']:,} of {learned['tokens']:,} next tokens right")
+    return yes(f"{e.extraction['files_exact']:,} of {e.extraction['files']:,} files exact, "
+               f"{learned['tokens_right']:,} of {learned['tokens']:,} next tokens right", known_if(e.measured_now))
 
 
 def personal_counted(e):
-    if not e.any_survey:
-        return UNKNOWN, "the text is not at hand"
-    if not e.writing and e.stated["personal_data"] != e.any_survey.personal:
-        return NO, "openness.json has other counts than the files learned"
-    return YES, "counted by patterns in the files learned: " + "; ".join(
-        f"{name}: {count:,}" for name, count in e.any_survey.personal.items())
+    if e.any_survey and not e.writing and e.stated["personal_data"] != e.any_survey.personal:
+        return no("openness.json has other counts than the files learned")
+    counts = e.any_survey.personal if e.any_survey else e.stated["personal_data"]
+    return yes("counted by patterns in the files learned: " + "; ".join(
+        f"{name}: {count:,}" for name, count in counts.items()), known_if(e.any_survey))
 
 
 def state_kept(e):
-    if NAMES[1] in e.damaged:
-        return NO, e.damaged[NAMES[1]]
-    if not e.state or e.state["step"] >= e.build.get("step", 0):
-        return NO, "the run kept no state from before its end"
-    if any(e.state["corpus"].get(key) != e.manifest[key] for key in CORPUS):
-        return NO, f"{NAMES[1]} is of a run on another tree"
-    return YES, f"{RECORDED}{NAMES[1]}, of step {e.state['step']:,}, SHA-256 {digest_of(e.folder / NAMES[1])}"
+    name = NAMES[1]
+    if name in e.damaged:
+        return no(e.damaged[name])
+    state = e.states.get(name)
+    if not state or state["step"] >= e.build.get("step", 0):
+        return no("the run kept no state from before its end")
+    if any(state["corpus"][key] != e.manifest[key] for key in CORPUS):
+        return no(f"{name} is of a run on another tree")
+    return yes(f"{name}, of step {state['step']:,}, SHA-256 {digest_of(e.folder / name)}", RECORDED)
 
 
 def reported(e):
     code = e.build.get("code", {})
     sha256 = code.get("report", {}).get(REPORT)
     if not sha256:
-        return NO, f"build.json does not have {REPORT}"
-    if not e.writing and sha256 not in (describe_code()["report"].get(REPORT), at_commit(code["commit"]).get(REPORT)):
-        return UNKNOWN, f"{REPORT} here is another"
-    return YES, f"{REPORT} beside the code, SHA-256 {sha256}"
+        return no(f"build.json does not have {REPORT}")
+    there = at_commit(code["commit"]).get(REPORT)
+    if there and sha256 != there and REPORT not in code["changed_since"]:
+        return no(f"build.json has another {REPORT} than commit {code['commit']}")
+    here = sha256 in (describe_code()["report"].get(REPORT), there)
+    return yes(f"{REPORT} beside the code, SHA-256 {sha256}", known_if(here))
 
 
 def card_whole(e):
     if e.writing:
-        return YES, "made from the records in this folder; no line by hand"
+        return yes("made from the records in this folder; no line by hand")
     if not e.card:
-        return NO, "README.md is missing"
+        return no("README.md is missing")
     if not e.build or not e.config:
-        return NO, "what it is made from is missing: build.json or config.json"
-    if not card.front_matter(e.card):
-        return NO, "README.md has no front matter that can be read"
-    made = card.make(e).splitlines()
-    for number, (here, there) in enumerate(zip([*e.card.splitlines(), None], [*made, None]), 1):
+        return no("what it is made from is missing: build.json or config.json")
+    made = card.make(e).encode()
+    for number, (here, there) in enumerate(zip([*e.card.split(b"\n"), None], [*made.split(b"\n"), None]), 1):
         if here != there:
-            return NO, f"README.md, line {number}, is not what the records give: {str(here)[:60]!r}"
-    return YES, "made from the records in this folder; no line by hand"
+            return no(f"README.md, line {number}, is not what the records give: {str(here)[:60]!r}")
+    return yes("made from the records in this folder; no line by hand")
 
 
 ITEMS = {
@@ -378,33 +552,71 @@ COLUMNS = {"OSAID draft 0.0.8": (3, 4, 5, 13, 14, 15), "OSAID 1.0": (1, 2, 3, 4,
            "FSF": (7, 9, 13, 15), "Debian, Zhou": (7, 13, 15), "Debian, Glaser": (7, 11, 12, 13, 15)}
 
 
+# What of the manifest each item rests on, made again: the names of its keys begin with one of these
+RESTS_ON = {
+    1: ("files", "held_out"),
+    2: ("name", "origin", "url", "sha256", "whole_tree.url", "whole_tree.sha256", "whole_tree.swhid",
+        "whole_tree.digest", "whole_tree.executable", "whole_tree.links", "whole_tree.root"),
+    3: ("files", "held_out", "tree", "only", "exclude", "whole_tree.files", "whole_tree.bytes", "whole_tree.left_out",
+        "whole_tree.not_prepared"),
+    4: ("files", "held_out", "tokens", "vocab_size", "train_bin_sha256", "tokenizer_sha256"),
+    9: ("files", "licence", "whole_tree.licence"), 10: ("licence", "whole_tree.licence"),
+    12: ("licence", "whole_tree.licence"), 14: ("pieces_learned_from_bytes",),
+    17: ("compressed", "piece_bytes", "piece_bits")}
+OF_ALL_TEXT = (1, 3, 4, 9, 12)  # items on all that the weights learned, also before the run
+
+
+def begun_from(e):
+    """Why nothing can be said, or no, of all that the weights learned, since they began from others; or None."""
+    sha256 = e.build.get("init_sha256")
+    if not sha256:
+        return None
+    if not e.base:
+        return unknown(f"the run began from the weights of SHA-256 {sha256}, and what these had learned is not at hand")
+    ours = {(entry["path"], entry["sha256"]) for entry in e.manifest["files"]}
+    others = [entry["path"] for entry in e.base["files"] if (entry["path"], entry["sha256"]) not in ours]
+    return no(f"the run began from weights that had learned {len(others):,} files which manifest.json does not list: "
+              f"{others[0]}") if others else None
+
+
 def mof_class(answers):
     """Item 21, from the answers to the others: {number: answer}."""
     reached, lacking = mof.classify(answers)
     what = f"; the next one asks for: {', '.join(lacking)}" if lacking else ""
-    return YES if reached else NO, f"{mof.CLASSES[reached]}{what}"
+    return (yes if reached else no)(f"{mof.CLASSES[reached]}{what}")
 
 
 def judge(e):
-    """{item: (answer, what it rests on)} of the Evidence."""
-    found, said, (_, tree) = {}, contradiction(e), e.whole
+    """{item: Answer} of the Evidence."""
+    found, wrong, begun = {}, differences(e), begun_from(e)
     for number, (_, _, look, _) in ITEMS.items():
-        found[number] = look(e) if look else (UNKNOWN, "")
-        if number in OF_THE_TREE and said:
-            found[number] = NO, said
-        elif number in OF_THE_TREE and not tree and found[number][0] == YES:
-            found[number] = UNKNOWN, "the tree is not at hand: prepare it"
-    for number, follows in [(6, shareable), (21, mof_class)]:
-        found[number] = follows({other: answer for other, (answer, _) in found.items()})
+        found[number] = look(e) if look else unknown("")
+        said = [why for key, why in wrong.items() if key.startswith(RESTS_ON.get(number, ()))]
+        if said and found[number].answer != NO:
+            found[number] = no(said[0])
+        if number in OF_ALL_TEXT and begun and found[number].answer == YES:
+            found[number] = begun
+    found[6] = shareable(found)
+    found[21] = mof_class({number: answer.answer for number, answer in found.items()})
     return found
 
 
-def columns(answers):
-    """{column: {"answer", "items", "open"}}: what the answers to the items, {number: answer}, make of each definition;
-    open: the items that are not yes."""
-    found = {}
+def columns(found):
+    """{column: {"answer", "items", "open", "recorded", "declared"}}: what the answers, {number: Answer}, make of each
+    definition. open: the items that are not yes; recorded, declared: those that are, and only known so."""
+    made = {}
     for name, numbers in COLUMNS.items():
-        left = [number for number in numbers if answers[number] != YES]
-        answer = NO if any(answers[number] == NO for number in left) else UNKNOWN if left else YES
-        found[name] = {"answer": answer, "items": list(numbers), "open": left}
-    return found
+        left = [number for number in numbers if found[number].answer != YES]
+        answer = NO if any(found[number].answer == NO for number in left) else UNKNOWN if left else YES
+        made[name] = {"answer": answer, "items": list(numbers), "open": left} | {
+            known: [number for number in numbers if number not in left and found[number].known == known]
+            for known in (RECORDED, DECLARED)}
+    return made
+
+
+def column_words(column):
+    """What a column says, in words."""
+    said = {YES: "meets it", NO: "does not meet it", UNKNOWN: "not checked"}[column["answer"]]
+    rests = [f"{what} {', '.join(map(str, column[key]))}" for what, key in
+             (("open:", "open"), ("recorded:", RECORDED), ("declared:", DECLARED)) if column[key]]
+    return said + (f" ({'; '.join(rests)})" if rests else "")

@@ -74,36 +74,46 @@ def anything(value):
 
 NONE = type(None)
 SCALAR = (line, number, bool, NONE)
-FILE = {"path": path, "bytes": count, "sha256": sha256, "first_token": count, "tokens": count, "notice?": [line]}
-WHOLE = {"files": count, "bytes": count, "digest": line, "swhid": line, "executable": [path], "url": (line, NONE),
-         "sha256": (sha256, NONE), "licence_path": (path, NONE), "licence_sha256": (sha256, NONE),
-         "left_out": {...: count}, "not_prepared": [path]}
-TREE = {"name": line, "origin": line, "licence": (line, NONE), "only": [line], "exclude": [line], "whole_tree?": WHOLE,
-        "pieces_learned_from_bytes": count, "vocab_size": count, "train_bin_sha256": sha256, "tokenizer_sha256": sha256,
-        "files": [FILE, ...], "compressed_by": line, "compressed_bits": count, "piece_bits?": count,
-        ...: SCALAR}  # manifest.json of a tree
-MANIFEST = TREE | {"held_out": [FILE], "tree": {"files": count, "bytes": count}}  # and of a model
+FILE = {"path": path, "bytes": count, "sha256": sha256, "first_token": count, "tokens": count, "notice": [line, ...]}
+WHOLE = {"files": count, "bytes": count, "digest": line, "swhid": line, "executable": [path], "links": {...: line},
+         "root": line, "url": (line, NONE), "sha256": (sha256, NONE), "licence_path": (path, NONE),
+         "licence_sha256": (sha256, NONE), "left_out": {...: count}, "not_prepared": [path]}
+TREE = {"name": line, "origin": line, "url": (line, NONE), "sha256": (sha256, NONE), "licence": (line, NONE),
+        "only": [line], "exclude": [line], "whole_tree": WHOLE, "pieces_learned_from_bytes": count,
+        "vocab_size": count, "tokens": count, "train_bin_sha256": sha256, "tokenizer_sha256": sha256,
+        "files": [FILE, ...], "compressed_by": line, "compressed_bits": count}  # manifest.json of a tree
+MANIFEST = TREE | {"held_out": [FILE], "tree": {"files": count, "bytes": count},
+                   "piece_bytes": count, "piece_bits": count}  # and of a model
 CODE = {"commit": (line, NONE), "changed_since": [line], "licence": (line, NONE), "files": {...: sha256},
         "report": {...: sha256}, "packages": {...: line}}
-BUILD = {"settings": {"max_position_embeddings": count, "train_bytes": count, "seed": count,
-                      "unaddressed?": number, ...: SCALAR},
-         "corpus": {"name": line, "train_bin_sha256": sha256, "tokenizer_sha256": sha256, ...: SCALAR},
-         "built_by": [{"threads": some, ...: SCALAR}, ...], "step": count, "done": line, "model_sha256": sha256,
-         "init_sha256?": sha256,
-         "seconds?": number, "code?": CODE}
+CORPUS = {"manifest": sha256, "name": line, "url": (line, NONE), "sha256": (sha256, NONE), "train_bin_sha256": sha256,
+          "tokenizer_sha256": sha256}
+SETTINGS = {"max_position_embeddings": count, "train_bytes": count, "hold_out_bytes": count, "seed": count,
+            "unaddressed": number, ...: SCALAR}
+TURN = {"threads": some, ...: SCALAR}
+BUILD = {"settings": SETTINGS, "corpus": CORPUS, "built_by": [{"from_step": count, **TURN}, ...], "step": count,
+         "seconds": number, "done": line, "code": CODE, "model_sha256": sha256, "init_sha256?": sha256}
+BEGIN = {"step": count, "parameters": count, "environment": TURN, "settings": SETTINGS, "corpus": CORPUS,
+         "init_sha256?": sha256}  # a line of log.jsonl with which a turn begins
+LOOK = {"step": count, "epoch": number, "loss": (number, NONE), "accuracy": share, "wrong": count, "unsure": count,
+        "files_exact": count, "seconds": number, "bits_per_byte": number, "lr_share": number,
+        "tokens_per_second": number}  # and one on a full pass
 FIGURES = {"tokens": count, "tokens_right": count, "accuracy": share, "bits_per_byte": number, "spans": count,
            "discoverable": (share, NONE), "p_z_over_half": (share, NONE), "median_tries_for_half": (number, NONE),
            "longest_run": count, "smallest_lead": number, "leads_in_noise": count}
-EXTRACTION = {"model_sha256": sha256, "name": line, "licence": (line, NONE), "tree": {"files": count, "bytes": count},
-              "files": count, "files_exact": count, "bytes": count, "bytes_exact": count, "refused": [line],
-              "parameters": count, "compressed_by": line, "bits_per_parameter": number, "learned": FIGURES,
-              "control?": FIGURES | {"files": count}, ...: SCALAR}
-REBUILT = {"model_sha256": sha256, "rebuilt_sha256": sha256,
-           "built_by": {"processor": line, "torch": line, ...: SCALAR}}
+EXTRACTION = {"model_sha256": sha256, "name": line, "origin": line, "licence": (line, NONE),
+              "tree": {"files": count, "bytes": count}, "files": count, "files_exact": count, "bytes": count,
+              "bytes_exact": count, "bytes_before_error": count, "refused": [line], "parameters": count,
+              "compressed_by": line, "bits_per_parameter": number, "piece_bytes": count, "piece_bits": count,
+              "tokenizer_packed_bytes": count, "learned": FIGURES, "control?": FIGURES | {"files": count}}
+REBUILT = {"model_sha256": sha256, "rebuilt_sha256": sha256, "steps": some,
+           "built_by": [{"from_step": count, **TURN}, ...]}
+KNOWN = {"answer": line, "items": [count], "open": [count], "recorded": [count], "declared": [count]}  # of a column
 STATED = {"model": line, "model_sha256": sha256, "items": [{
-              "number": count, "item": line, "asked_by": line, "answer": line, "evidence": line, "checked_by": line}],
-          "meets": {...: {"answer": line, "items": [count], "open": [count]}}, "personal_data": {...: count},
-          "not_learned": [path], "publisher": {"producer": words, "contact": words, "repository": words,
-                                               "citation": words}}  # openness.json
+              "number": count, "item": line, "asked_by": line, "answer": line, "known": line, "evidence": line,
+              "checked_by": line}],
+          "meets": {...: KNOWN}, "personal_data": {...: count}, "not_learned": [path],
+          "publisher": {"producer": words, "contact": words, "repository": words, "citation": words}}  # openness.json
 CONFIG = {"num_hidden_layers": count, "hidden_size": count, "max_position_embeddings": count, ...: anything}
-STATE = {"settings": {...: SCALAR}, "corpus": {...: SCALAR}, "step": count, ...: anything}  # in a state of the run
+STATE = {"settings": SETTINGS, "corpus": CORPUS, "step": count, "seconds": number, "done": words, "init_sha256": words,
+         "built_by": [{"from_step": count, **TURN}], ...: anything}  # in a state of the run

@@ -9,11 +9,12 @@ def git_hash(kind, data):
 
 def folder_swhid(files):
     """The SWHID of a folder: "swh:1:dir:" and the hash that `git write-tree` prints for it. Empty folders do not count.
-    files: {path below it, bytes: (git_hash of its content, whether it is executable)}."""
+    files: {path below it, bytes: (git_hash of its content, mode: "100644", "100755" if it is executable, or "120000" for a
+    link, whose content is its target)}."""
     entries = {b"": []}  # folder -> (name by which git sorts, mode, name, hash)
-    for path, (sha1, executable) in files.items():
+    for path, (sha1, mode) in files.items():
         folder, _, name = path.rpartition(b"/")
-        entries.setdefault(folder, []).append((name, b"100755" if executable else b"100644", name, sha1))
+        entries.setdefault(folder, []).append((name, mode.encode(), name, sha1))
         while folder:
             folder = folder.rpartition(b"/")[0]
             entries.setdefault(folder, [])

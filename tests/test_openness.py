@@ -54,12 +54,17 @@ def checked(capsys, *words):
     """(exit status, {number or name: (status, why)}) of openness.py --check."""
     capsys.readouterr()
     status = openness.main(["--model=out/tiny", "--check", *words])
-    rows = re.findall(r"^(yes|no|not checked|FAILS) +((\d+) [^:]*|[^:]+): (.*)$", capsys.readouterr().out, re.M)
-    return status, {number or name: (answer, why) for answer, name, number, why in rows}
+    rows = re.findall(r"^(yes|no|not checked|FAILS) +(checked|recorded|declared|) +((\d+) [^:]*|[^:]+): (.*)$",
+                      capsys.readouterr().out, re.M)
+    return status, {number or name: (answer, known, why) for answer, known, name, number, why in rows}
 
 
 def answers(folder):
     return {item["number"]: item["answer"] for item in read_json(folder / "openness.json")["items"]}
+
+
+def known(record):
+    return {item["number"]: item["known"] for item in record["items"]}
 
 
 def rows_of(record):
@@ -69,7 +74,7 @@ def rows_of(record):
 def test_all_is_there_and_holds(copy, capsys, contents):
     assert WRITTEN <= {path.name for path in copy.iterdir()}
     status, rows = checked(capsys)
-    assert status == 0 and len(rows) == 22 + 9, rows
+    assert status == 0 and len(rows) == 22 + 10, rows
     no = {number for number, answer in answers(copy).items() if answer != "yes"}
     assert no - {19} == {2, 16}, "a folder has no public address, and verify.py did not run"
     assert {name: column["answer"] for name, column in read_json(copy / "openness.json")["meets"].items()} == {
@@ -149,7 +154,7 @@ def pack(folder, more=b"", executable=()):
     """The archive beside the model, packed again with a file that has more, or with other modes."""
     files = archived(folder)
     files["tiny/scanner.py"] += more
-    (folder / "source.tar.xz").write_bytes(evidence.write_archive(files, executable))
+    (folder / "source.tar.xz").write_bytes(evidence.write_archive(files, executable, {}))
 
 
 def add_key(path, **more):
@@ -161,7 +166,7 @@ def relicense(folder):
     """The original's case: everything says MIT, but the data."""
     (folder / "LICENSE").write_text("MIT License\n\nPermission is hereby granted, free of charge, to any person")
     edit(folder / "README.md", b"license: gpl-2.0", b"license: mit")
-    openness.write_sums(folder)
+    openness.renew_sums(folder)
 
 
 def relicense_thoroughly(folder):
@@ -171,7 +176,7 @@ def relicense_thoroughly(folder):
     rewrite(folder / "manifest.json", lambda r: r.update(licence="MIT", whole_tree=r["whole_tree"] | {
         "licence_sha256": hashlib.sha256(text).hexdigest()}))
     edit(folder / "README.md", b"license: gpl-2.0", b"license: mit")
-    openness.write_sums(folder)
+    openness.renew_sums(folder)
 
 
 FALSE = {
@@ -185,7 +190,8 @@ FALSE = {
     "a figure in the card": (lambda m: edit(m / "README.md", b"6,860", b"6,861"), {"22", "SHA256SUMS"}),
     "a hash": (lambda m: rewrite(m / "manifest.json", lambda r: r["files"][3].update(sha256="0" * 64)),
                {"1", "4", "7", "SHA256SUMS"}),
-    "a hash, carelessly": (lambda m: edit(m / "manifest.json", b'"sha256": "', b'"sha256": "0'), {"1", "SHA256SUMS"}),
+    "a hash, carelessly": (lambda m: edit(m / "manifest.json", b'"sha256": "', b'"sha256": "0'),
+                           {"manifest.json", "SHA256SUMS"}),
     "the tree's name": (lambda m: rewrite(m / "manifest.json", lambda r: r["whole_tree"].update(swhid="swh:1:dir:0")),
                         {"2", "7", "22"}),
     "a class of notice": (lambda m: rewrite(m / "manifest.json", lambda r: r["files"][0].update(notice=["BSD"])),
@@ -205,7 +211,7 @@ FALSE = {
                  {"15", "8", "17"}),
     "code beside the weights": (lambda m: (m / "weights.pkl").write_bytes(b""), {"15", "SHA256SUMS"}),
     "a setting": (lambda m: rewrite(m / "build.json", lambda r: r["settings"].update(hidden_size=65)), {"14", "22"}),
-    "no record of the build": (lambda m: (m / "build.json").unlink(), {"14", "15", "SHA256SUMS"}),
+    "no record of the build": (lambda m: (m / "build.json").unlink(), {"13", "14", "15", "SHA256SUMS"}),
     "the code's licence": (lambda m: rewrite(m / "build.json", lambda r: r["code"].update(licence="GPL-3.0")), {"13"}),
     "what was measured": (lambda m: rewrite(m / "extraction.json", lambda r: r["learned"].update(tokens_right=7)),
                           {"17", "SHA256SUMS"}),
@@ -230,7 +236,7 @@ FALSE = {
     "the words of what is not checked": (lambda m: rewrite(m / "openness.json", lambda r: r["items"][15].update(
         evidence="certified")), {"16", "22"}),
     "a record as if made again": (lambda m: rewrite(m / "openness.json", lambda r: r["items"][7].update(
-        evidence=r["items"][7]["evidence"].removeprefix("recorded: "))), {"8", "22"}),
+        known="checked")), {"8", "22"}),
     "bytes exact": (lambda m: rewrite(m / "extraction.json", lambda r: r.update(bytes_exact=1)), {"8", "17"}),
     "bits per parameter": (lambda m: rewrite(m / "extraction.json", lambda r: r.update(bits_per_parameter=9.5)),
                            {"8", "17"}),
@@ -255,7 +261,7 @@ def test_what_is_false_is_named(copy, capsys, what):
     falsify, named = FALSE[what]
     falsify(copy)
     status, rows = checked(capsys)
-    failed = {name for name, (answer, _) in rows.items() if answer == "FAILS"}
+    failed = {name for name, (answer, *_) in rows.items() if answer == "FAILS"}
     assert status == 1 and named <= failed, rows
 
 
@@ -263,32 +269,32 @@ def test_a_changed_tree_is_named(copy, capsys, tree):
     """One byte in train.bin; and another tree, with one source file changed."""
     (copy.parents[1] / "data/tiny-1.0/train.bin").open("r+b").write(b"\1\2")
     status, rows = checked(capsys)
-    assert status == 1 and rows["1"][0] == rows["4"][0] == "FAILS" and "train.bin" in rows["1"][1]
+    assert status == 1 and rows["1"][0] == rows["4"][0] == "FAILS" and "train.bin" in rows["1"][2]
     shutil.copytree(tree, "tiny-1.0")
     with open("tiny-1.0/decoder.py", "a") as file:
         file.write("#")
     prepare.main(["--source=tiny-1.0", "--vocab_size=700", "--out=other", "--quiet"])
     status, rows = checked(capsys, "--data=other")
-    assert status == 1 and "tiny/decoder.py" in rows["1"][1] and rows["1"][0] == "FAILS"
+    assert status == 1 and "tiny/decoder.py" in rows["1"][2] and rows["1"][0] == "FAILS"
     says_no(openness.main, ["--model=out/tiny", "--data=other"], "not the tree")
     prepare.main(["--source", str(tree), "--vocab_size=600", "--out=pieces", "--quiet"])
-    assert checked(capsys, "--data=pieces")[1]["4"][0] == "not checked", "the same files, of another train.bin"
+    assert checked(capsys, "--data=pieces")[1]["4"][:2] == ("yes", "checked"), "the same files, of other pieces"
 
 
 def test_with_the_folder_alone(copy, capsys):
     """No tree is at hand: first the archive in the folder stands for it, then what the weights write."""
     shutil.rmtree(copy.parents[1] / "data")
     status, rows = checked(capsys)
-    assert status == 0 and rows["1"][0] == "yes" and rows["4"][0] == "not checked", rows
+    assert status == 0 and rows["1"][:2] == rows["4"][:2] == ("yes", "checked"), rows
+    assert rows["3"][:2] == ("yes", "recorded"), "what was left out of the tree is not in the archive"
     (copy / "source.tar.xz").unlink()
-    sums = (copy / "SHA256SUMS").read_text().splitlines(keepends=True)
-    (copy / "SHA256SUMS").write_text("".join(line for line in sums if "source.tar.xz" not in line))
+    openness.renew_sums(copy)
     status, rows = checked(capsys)
-    assert {rows[number][0] for number in ("1", "3", "9", "10", "11", "12", "18")} == {"not checked"}, rows
-    assert rows["7"][0] == "FAILS" and rows["8"][1].startswith("recorded: "), rows
+    assert {rows[number][:2] for number in ("1", "3", "9", "10", "11", "12", "18")} == {("yes", "recorded")}, rows
+    assert rows["7"][0] == "FAILS" and rows["8"][:2] == ("yes", "recorded"), rows
+    assert "recorded: " in rows["OSAID 1.0"][2] and "declared: 5" in rows["OSAID 1.0"][2]
     status, rows = checked(capsys, "--recite")
-    assert all(rows[number][0] == "yes" for number in ("1", "8", "9", "10", "11", "12", "18")), rows
-    assert "recorded" not in rows["8"][1]
+    assert {rows[number][:2] for number in ("8", "11", "18")} == {("yes", "checked")}, rows
     assert openness.main(["--model=out/tiny"]) == 2 and "left without a card" in capsys.readouterr().err
 
 
@@ -325,20 +331,22 @@ def test_a_part_says_so_and_is_built_again(part, monkeypatch, capsys, contents):
     says_no(openness.main, ["--source_archive"], "a part of the tree")
 
     assert "secret" not in "".join(path.read_text() for path in folder.glob("*.[jmRy][sdEm]*")), "in no record"
-    assert rows_of(record)[2].startswith("recorded: https://example.org/tiny-1.0.tar.gz, SHA-256 ")
+    assert rows_of(record)[2].startswith("https://example.org/tiny-1.0.tar.gz, SHA-256 ")
+    assert known(record)[2] == "recorded"
 
     monkeypatch.setattr(prepare, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
     status, rows = checked(capsys, "--online", "--rebuild")
-    assert status == 0 and rows["2"][0] == rows["16"][0] == "yes", [row for row in rows.items() if "FAILS" in row[1]]
+    assert status == 0, [row for row in rows.items() if "FAILS" in row[1]]
+    assert rows["2"][:2] == rows["14"][:2] == rows["16"][:2] == ("yes", "checked")
     assert not (folder / "rebuilt.json").exists(), "a check writes nothing"
     with tarfile.open("tiny-1.0.tar.gz", "w:gz") as tar:
         tar.add("out/tiny/README.md", "tiny/README")
     status, rows = checked(capsys, "--online")
-    assert status == 1 and rows["2"][0] == "FAILS" and "serves SHA-256" in rows["2"][1]
+    assert status == 1 and rows["2"][0] == "FAILS" and "serves SHA-256" in rows["2"][2]
     monkeypatch.chdir(folder.parent)
     capsys.readouterr()
     assert openness.main(["--model=tiny", "--check"]) == 0
-    assert re.search(r"^not checked +2 a public origin", capsys.readouterr().out, re.M), "no text, no yes"
+    assert re.search(r"^yes +recorded +2 a public origin", capsys.readouterr().out, re.M), "no text"
 
 
 def test_stopped_and_stand_in(stopped, work, tmp_path, monkeypatch):
@@ -364,23 +372,6 @@ def test_extract_keeps_what_it_measured(copy, capsys):
     assert (copy / "extraction.json").read_bytes() == before and checked(capsys)[0] == 0
     page = json.loads(re.search(r"^const data = (.*);$", (copy / "report.html").read_text(), re.M)[1])
     assert "openness" not in page, "without the tree there is nothing to state"
-
-
-def test_an_older_model_gets_its_card(copy, capsys):
-    """One whose manifest and build.json hold less, as before this was written."""
-    def strip(record):
-        del record["whole_tree"]
-        for file in record["files"]:
-            del file["notice"]
-    rewrite(copy / "manifest.json", strip)
-    rewrite(copy / "build.json", lambda r: [r.pop(key) for key in ("code", "seconds")])
-    for path in [copy / name for name in WRITTEN - {"manifest.json", "build.json"}]:
-        path.unlink()
-    assert openness.main(["--model=out/tiny"]) == 0 and checked(capsys)[0] == 0
-    assert answers(copy)[13] == "no" and answers(copy)[1] == "yes"
-    rewrite(Path("data/tiny-1.0/manifest.json"), strip)
-    rewrite(copy / "manifest.json", strip)
-    assert openness.main(["--model=out/tiny"]) == 2 and "older prepare.py" in capsys.readouterr().err
 
 
 def test_the_swhid_is_gits_hash(tree, work, tmp_path):
@@ -448,8 +439,8 @@ def test_licences_by_name(name, free, fields):
 def test_damaged_records_are_named(copy, capsys):
     """Each value of each record in turn is of another kind: no traceback, neither in a check nor in writing."""
     weights = read_json(copy / "build.json")["model_sha256"]
-    write_json(copy / "rebuilt.json", {"model_sha256": weights, "rebuilt_sha256": weights, "built_by": {
-        "processor": "x", "torch": "2"}})
+    write_json(copy / "rebuilt.json", {"model_sha256": weights, "rebuilt_sha256": weights, "steps": 3, "built_by": [
+        {"from_step": 0, "threads": 1, "processor": "x", "torch": "2"}]})
     shutil.move("data", "elsewhere")
     (copy / "source.tar.xz").unlink()  # no text to read each time
     for name in ("manifest.json", "build.json", "extraction.json", "rebuilt.json", "openness.json", "config.json"):
@@ -465,7 +456,7 @@ def test_damaged_records_are_named(copy, capsys):
         for data in (b"", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": ' * 990 + b"1" + b"}" * 990):
             (copy / name).write_bytes(data)
             rows = checked(capsys)[1].items()
-            named = {row for row, (answer, why) in rows if answer == "FAILS" and name in why}
+            named = {row for row, (answer, _, why) in rows if answer == "FAILS" and name in why}
             assert named - {"SHA256SUMS"}, (name, data)
         shutil.copytree(copy, "again", dirs_exist_ok=True)
         with contextlib.suppress(UserError):
@@ -475,16 +466,25 @@ def test_damaged_records_are_named(copy, capsys):
 
 def test_a_commit_that_nobody_has(copy, capsys):
     rewrite(copy / "build.json", lambda r: r["code"].update(commit="0" * 40, changed_since=[]))
-    assert checked(capsys)[1]["13"][0] == "not checked"
+    edit_card = openness.gather("out/tiny")  # what follows from the commit is not what this is about
+    assert items.code_known(edit_card)[::2] == ("yes", "recorded")
 
 
-def test_built_again_elsewhere():
-    """Other weights are no proof against a model if the processor is another."""
-    turn = {"processor": "A", "torch": "2", "code": "0"}
-    found = evidence.Evidence(Path(), build={"built_by": [turn]}, weights="1")
-    for processor, answer in [("A", "no"), ("B", "not checked")]:
-        found.built_now = {"model_sha256": "1", "rebuilt_sha256": "2", "built_by": turn | {"processor": processor}}
-        assert items.built_again(found)[0] == answer
+@pytest.mark.parametrize("there, here, answer", [
+    ([{}], [{}], "no"), ([{}], [{"processor": "B"}], "not checked"), ([{}], [{"compile": False}], "not checked"),
+    ([{}, {"threads": 1}], [{}], "not checked"), ([{"threads": 1}, {}], [{}], "not checked"),
+    ([{}], [{}, {"threads": 1}], "not checked"), ([{}, {}], [{}], "no")])
+def test_built_again_elsewhere(there, here, answer):
+    """Other weights are no proof against a model if some turn of either build computed otherwise."""
+    turn = {"processor": "A", "torch": "2", "code": "0", "threads": 2, "compile": True}
+    found = evidence.Evidence(Path(), build={"built_by": [turn | other for other in there]}, weights="1")
+    found.built_now = {"model_sha256": "1", "rebuilt_sha256": "2", "steps": 3,
+                       "built_by": [turn | other for other in here]}
+    assert items.built_again(found).answer == answer
+    found.built_now["rebuilt_sha256"] = "1"
+    assert items.built_again(found)[::2] == ("yes", "checked")
+    found.build["init_sha256"] = "1"
+    assert items.built_again(found).answer == "no", "it began from itself"
 
 
 @pytest.mark.parametrize("notices, path, said", [
@@ -495,7 +495,7 @@ def test_files_with_terms_of_their_own(notices, path, said):
     found = evidence.Evidence(Path(), manifest={
         "licence": "GPL-2.0", "whole_tree": {"licence_path": path},
         "files": [{"path": "t/a", "notice": [name]} for name in notices]})
-    answer, why = items.free(found)
+    answer, why, _ = items.free(found)
     assert answer == ("not checked" if said else "yes") and said in why
 
 

@@ -14,17 +14,20 @@ is found; 1: something is not, and is named; 2: bad use.
 """
 import dataclasses
 import os
+import re
 import sys
 from pathlib import Path
 
 from memory import card, croissant, mof, processes
 from memory.corpus import find_tree, load, read_manifest, texts
-from memory.evaluate import examine, figures
-from memory.evidence import ARCHIVE, RECORDS, differences, gather, survey, write_archive
+from memory.evaluate import LISTED, examine, figures
+from memory.evidence import ARCHIVE, RECORDS, differences, gather, parse_json, read_report, survey
+from memory.evidence import write_archive
 from memory.files import digest_of, name_of, newest, remove, write_file, write_json
 from memory.items import CHECKED, ITEMS, NO, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
 from memory.items import WRITTEN, column_words, columns, foreign, judge
 from memory.output import UserError, run_script
+from memory.page import as_json, fill
 from memory.personal import Count
 from memory.settings import command, parse
 from memory.windows import unquote
@@ -85,8 +88,20 @@ def describe(folder, data="", settings=None):
     for name, made in made_records(e).items():
         write_file(e.folder / name, made)
     write_file(e.folder / "README.md", card.make(e).encode())
+    renew_report(e)
     write_file(e.folder / "SHA256SUMS", made_sums(e.folder))
     return record
+
+
+def renew_report(e):
+    """Puts the statement into the page that extract.py wrote, if there is one that has it."""
+    try:
+        data = read_report(e.folder)
+    except (OSError, ValueError):
+        return
+    if data.get("openness"):
+        data["openness"] = {key: e.stated[key] for key in ("items", "meets")}
+        write_file(e.folder / "report.html", fill("report.html", DATA=as_json(data)))
 
 
 def keep_record(folder, name, record, data=""):
@@ -230,7 +245,7 @@ def check(folder, settings):
     else:
         look_further(e, settings)
         found = judge(e)
-        rows += [*check_items(e, found), *check_records(e), *check_columns(e, found)]
+        rows += [*check_items(e, found), *check_records(e), *check_pages(e), *check_columns(e, found)]
     rows.append(check_sums(e.folder))
     for status, known, what, why in rows:
         print(f"{status:11} {known:8} {what}: {why}")
@@ -310,6 +325,59 @@ def check_records(e):
                                          f"of the tree")
     else:
         yield YES, CHECKED, "not_learned", f"{listed:,} files"
+
+
+def check_pages(e):
+    """Yields (status, how it is known, name, why) of what extract.py, recite.py and a run's end left in the folder."""
+    for name, look, words in [("errors.jsonl", misses, "as many tokens as extraction.json has wrong"),
+                              ("report.html", misreports, "as extraction.json and openness.json give it"),
+                              ("recite.html", mispages, "as the weights give it")]:
+        if (e.folder / name).exists():
+            try:
+                said = look(e)
+            except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+                said = f"it is damaged: {error}"
+            known = CHECKED if name == "recite.html" else RECORDED
+            yield (FAILS, "", name, said) if said else (YES, known, name, words)
+
+
+def misses(e):
+    """What errors.jsonl lists otherwise than the records have it; or ""."""
+    paths = [parse_json(line)["path"] for line in (e.folder / "errors.jsonl").read_bytes().splitlines()]
+    learned = e.extraction.get("learned")
+    wrong = learned["tokens"] - learned["tokens_right"] if learned else len(paths)
+    if wrong <= LISTED and len(paths) != wrong:
+        return f"it lists {len(paths):,} tokens, extraction.json has {wrong:,} wrong"
+    other = set(paths) - {entry["path"] for entry in e.manifest["files"]}
+    return f"it lists {min(other)}, which was not learned" if other else ""
+
+
+def misreports(e):
+    """What report.html shows otherwise than the records; or "". It may be of a part, by --only."""
+    data = read_report(e.folder)
+    sizes = {entry["path"]: entry["bytes"] for entry in e.manifest["files"]}
+    if any(row["bytes"] != sizes.get(row["path"]) for row in data["rows"]) or data["files_exact"] != sum(
+            row["exact"] for row in data["rows"]):
+        return "it has other files than manifest.json, or other figures"
+    if "learned" in data and len(data["rows"]) == len(sizes):
+        figures = {key: value for key, value in e.extraction.items() if key != "model_sha256"}
+        if not figures or any(data.get(key) != value for key, value in figures.items()):
+            return "it is not what extraction.json gives"
+    if data.get("openness") not in (None, {key: e.stated[key] for key in ("items", "meets")}):
+        return "it has another statement than openness.json"
+    return ""
+
+
+def mispages(e):
+    """Why recite.html is not the page that the weights give; or ""."""
+    from recite import make_page, pack
+    if not e.model or not e.tokenizer:
+        return "the weights or the pieces cannot be loaded"
+    page = (e.folder / "recite.html").read_bytes()
+    about = parse_json(re.search(rb'id="about">(.*)</script>', page)[1])
+    weights = b"".join(pack(tensor, about["format"])[0] for tensor in e.model.tensors().values())
+    return "" if page == make_page(about, e.tokenizer, e.manifest["files"], weights) else (
+        "it is not the page that the weights give")
 
 
 def check_columns(e, found):

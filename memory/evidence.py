@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import lzma
+import re
 import tarfile
 import types
 from pathlib import Path
@@ -18,6 +19,7 @@ from memory.corpus import CORPUS, choose_files, compressed_sizes, find_tree, fit
 from memory.files import digest_of, files_digest, json_bytes, read_json
 from memory.licences import LICENCE_FILE, SEEN, classify, find_licence, notice
 from memory.output import UserError, progress
+from memory.page import as_json, fill
 from memory.personal import Count
 from memory.swhid import folder_swhid, git_hash
 from memory.tokenizer import Tokenizer
@@ -75,7 +77,7 @@ def survey(files, manifest, way, executable=None, links=None):
     return Survey(way, hashes, classes, b"".join(parts), count.counts, whole)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Evidence:
     """What is at hand about the model in `folder`. A record that is missing is {}, and one that is damaged is too; then
     `damaged` says why: {name: reason}."""
@@ -246,6 +248,17 @@ def sound_manifest(folder, remedy):
         raise UserError(f"{path} is damaged (its bytes are not as they are written here); {remedy}")
     manifest["whole_tree"]["url"] = public_address(manifest["whole_tree"]["url"])
     return manifest
+
+
+def read_report(folder):
+    """The data in the page report.html. Raises OSError, or ValueError if it is not the page that extract.py writes."""
+    page = (Path(folder) / "report.html").read_bytes()
+    data = parse_json((re.search(rb"^const data = (.*);$", page, re.M) or [b"", b""])[1])
+    if wrong := records.fault(data, records.REPORT):
+        raise ValueError(wrong)
+    if page != fill("report.html", DATA=as_json(data)):
+        raise ValueError("its bytes are not as they are written here")
+    return data
 
 
 def find_base(sha256):

@@ -14,11 +14,10 @@ import numpy as np
 from memory import card, mof
 from memory.checkpoint import NAMES
 from memory.corpus import CORPUS
-from memory.evaluate import LISTED, PREFIX, SUFFIX
-from memory.evidence import ARCHIVE, differences, parse_json
+from memory.evaluate import PREFIX, SUFFIX
+from memory.evidence import ARCHIVE, differences
 from memory.files import digest_of, json_digest
 from memory.licences import COPYRIGHT_ONLY, SILENT, UNJUDGED, count_classes, hub_fields, is_free, recognize
-from memory.page import as_json, fill
 from memory.run import OF_A_RUN
 from memory.tokenizer import choose_packer, compressed_bits
 from memory.versions import REPORT, at_commit, describe_code, digest_of_code
@@ -159,7 +158,7 @@ def mismeasured(e):
             return f"extraction.json has {part['tokens_right']:,} of {part['tokens']:,} tokens right, and another share"
         if part["longest_run"] > size and part is learned:
             return f"extraction.json has a run of {part['longest_run']:,} bytes in {size:,}"
-    return otherwise_now(e) or misreported(e)
+    return otherwise_now(e)
 
 
 def otherwise_now(e):
@@ -170,40 +169,6 @@ def otherwise_now(e):
             if said != true if isinstance(true, int) else not math.isclose(said or 0, true or 0, rel_tol=0.05,
                                                                            abs_tol=1e-3):
                 return f"extraction.json says {name} {key} {said}, it is {true}"
-    return ""
-
-
-def misreported(e):
-    """What errors.jsonl and report.html say otherwise than extraction.json; or ""."""
-    learned = e.extraction["learned"]
-    try:
-        lines = [parse_json(line) for line in (e.folder / "errors.jsonl").read_bytes().splitlines()]
-        wrong = learned["tokens"] - learned["tokens_right"]
-        if wrong <= LISTED and len(lines) != wrong:
-            return f"errors.jsonl lists {len(lines):,} tokens, extraction.json has {wrong:,} wrong"
-        if other := {line["path"] for line in lines} - {entry["path"] for entry in e.manifest["files"]}:
-            return f"errors.jsonl lists {min(other)}, which was not learned"
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"errors.jsonl is damaged: {error}"
-    try:
-        page = (e.folder / "report.html").read_bytes()
-        data = parse_json(re.search(rb"^const data = (.*);$", page, re.M)[1])
-        if page != fill("report.html", DATA=as_json(data)):
-            return "report.html is not the page that extract.py writes"
-        rows = {row["path"]: row for row in data["rows"]}
-        sizes = {entry["path"]: entry["bytes"] for entry in e.manifest["files"]}
-        if any(row["bytes"] != sizes.get(path) for path, row in rows.items()) or data["files_exact"] != sum(
-                row["exact"] is True for row in rows.values()):
-            return "report.html has other files than manifest.json, or other figures"
-        whole_look = "learned" in data and len(rows) == len(sizes)  # and not --only, or without the tree
-        if whole_look and any(data[key] != e.extraction[key] for key in e.extraction.keys() - {"model_sha256"}):
-            return "report.html is not what extraction.json gives"
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"report.html is damaged: {error}"
     return ""
 
 
@@ -368,7 +333,7 @@ def contradicted_log(e):
     build, last = e.build, (e.looks or [{}])[-1]
     for turn in build["built_by"]:
         here = {key: value for key, value in turn.items() if key != "from_step"}
-        if not any(line["environment"] == here for line in e.begins):
+        if not any(line["environment"] == here and line["step"] == turn["from_step"] for line in e.begins):
             return f"log.jsonl has no turn of the kind that build.json has from step {turn['from_step']:,}"
     for line in e.begins:
         for key in ("corpus", "init_sha256"):
@@ -381,9 +346,16 @@ def contradicted_log(e):
     steps = [line["step"] for line in e.looks]
     if steps != sorted(steps):
         return "the full passes in log.jsonl are in no order"
-    if last.get("step") == build["step"] and build["done"].startswith("every token right") and last["wrong"]:
+    if last.get("step") != build["step"]:
+        return f"log.jsonl ends at step {last.get('step')}, build.json at {build['step']}"
+    if build["done"].startswith("every token right") and last["wrong"]:
         return f"log.jsonl has {last['wrong']:,} tokens wrong at the end, build.json none"
+    if last["step"] and round(last["seconds"], 1) != build["seconds"]:
+        return f"log.jsonl says {last['seconds']:.1f} seconds, build.json {build['seconds']}"
     for line in e.looks if e.windows else ():
+        rows = len(e.windows) + round(build["settings"]["unaddressed"] * len(e.windows))
+        if not math.isclose(line["epoch"], line["step"] * build["settings"]["batch_size"] / rows):
+            return f"log.jsonl has epoch {line['epoch']} at step {line['step']:,}"
         if not math.isclose(line["accuracy"], 1 - line["wrong"] / e.windows.scored, abs_tol=1e-12):
             return f"log.jsonl has {line['wrong']:,} tokens wrong at step {line['step']:,}, and another share"
     return ""
@@ -422,25 +394,8 @@ def weights_whole(e):
             return no(f"{name} cannot be read: {error.strerror}")
     if names := foreign(e.folder):
         return no(f"the folder holds what this project does not write there: {names[0]}")
-    if said := mispaged(e):
-        return no(said)
     return yes(f"safetensors, {len(e.model.tensors())} tensors, SHA-256 {e.weights}; no code that loads with the "
                f"weights")
-
-
-def mispaged(e):
-    """Why recite.html is not the page that these weights make; or ""."""
-    from recite import make_page, pack
-    try:
-        page = (e.folder / "recite.html").read_bytes()
-        about = parse_json(re.search(rb'id="about">(.*)</script>', page)[1])
-        weights = b"".join(pack(tensor, about["format"])[0] for tensor in e.model.tensors().values())
-        made = make_page(about, e.tokenizer, e.manifest["files"], weights)
-        return "" if page == made else "recite.html is not the page that these weights make"
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"recite.html is damaged: {error}"
 
 
 SURROUNDINGS = ("processor", "system", "device", "dtype", "threads", "processes", "torch", "numpy", "safetensors",
@@ -579,11 +534,14 @@ def begun_from(e):
               f"{others[0]}") if others else None
 
 
-def mof_class(answers):
-    """Item 21, from the answers to the others: {number: answer}."""
-    reached, lacking = mof.classify(answers)
+def mof_class(found):
+    """Item 21, from the answers to the others: {number: Answer}."""
+    reached, lacking = mof.classify({number: answer.answer for number, answer in found.items()})
     what = f"; the next one asks for: {', '.join(lacking)}" if lacking else ""
-    return (yes if reached else no)(f"{mof.CLASSES[reached]}{what}")
+    used = {number for _, _, wanted in mof.COMPONENTS.values() for item in wanted or ()
+            for number in (item if isinstance(item, tuple) else (item,))}
+    recorded = any(found[number].answer == YES and found[number].known == RECORDED for number in used)
+    return (yes if reached else no)(f"{mof.CLASSES[reached]}{what}", known_if(not recorded))
 
 
 def judge(e):
@@ -597,7 +555,7 @@ def judge(e):
         if number in OF_ALL_TEXT and begun and found[number].answer == YES:
             found[number] = begun
     found[6] = shareable(found)
-    found[21] = mof_class({number: answer.answer for number, answer in found.items()})
+    found[21] = mof_class(found)
     return found
 
 

@@ -114,6 +114,8 @@ STATED = {"model": line, "model_sha256": sha256, "items": [{
               "checked_by": line}],
           "meets": {...: KNOWN}, "personal_data": {...: count}, "not_learned": [path],
           "publisher": {"producer": words, "contact": words, "repository": words, "citation": words}}  # openness.json
+REPORT = {"rows": [{"path": path, "bytes": count, "exact": bool, ...: anything}], "files_exact": count,
+          "openness?": ({"items": STATED["items"], "meets": STATED["meets"]}, NONE), ...: anything}  # of report.html
 CONFIG = {"num_hidden_layers": count, "hidden_size": count, "max_position_embeddings": count, ...: anything}
 STATE = {"settings": SETTINGS, "corpus": CORPUS, "step": count, "seconds": number, "done": words, "init_sha256": words,
          "built_by": [{"from_step": count, **TURN}], ...: anything}  # in a state of the run

@@ -1,8 +1,12 @@
 """A model's folder says what it is, and every statement that is not true is found by name."""
 import contextlib
+import functools
 import hashlib
+import io
 import json
+import lzma
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -11,14 +15,16 @@ from pathlib import Path
 
 import mlcroissant
 import pytest
+import torch
 import yaml
 from conftest import ROOT, says_no, script
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from memory import evidence, items, licences, mof, personal
+from memory import corpus, evidence, items, licences, mof, personal, records, tokenizer
+from memory.checkpoint import read_tensors, write_tensors
 from memory.urls import public_address
-from memory.files import read_json, write_json
+from memory.files import digest_of, read_json, write_json
 from memory.output import UserError
 from memory.windows import unquote
 import extract
@@ -35,7 +41,8 @@ def stated(learned, tmp_path_factory):
     folder = tmp_path_factory.mktemp("stated")
     shutil.copytree(learned / "data", folder / "data")
     shutil.copytree(learned / "out/tiny", folder / "out/tiny")
-    for words in (["extract.py", "--check"], ["openness.py", "--source_archive", "--contact=a@example.org"]):
+    for words in (["extract.py", "--check"], ["recite.py"],
+                  ["openness.py", "--source_archive", "--contact=a@example.org"]):
         done = script(*words, cwd=folder)
         assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
     return folder
@@ -74,7 +81,7 @@ def rows_of(record):
 def test_all_is_there_and_holds(copy, capsys, contents):
     assert WRITTEN <= {path.name for path in copy.iterdir()}
     status, rows = checked(capsys)
-    assert status == 0 and len(rows) == 22 + 10, rows
+    assert status == 0 and len(rows) == 22 + 13, rows
     no = {number for number, answer in answers(copy).items() if answer != "yes"}
     assert no - {19} == {2, 16}, "a folder has no public address, and verify.py did not run"
     assert {name: column["answer"] for name, column in read_json(copy / "openness.json")["meets"].items()} == {
@@ -265,6 +272,250 @@ def test_what_is_false_is_named(copy, capsys, what):
     assert status == 1 and named <= failed, rows
 
 
+def manifest(change):
+    return lambda m: rewrite(m / "manifest.json", change)
+
+
+def build(change):
+    return lambda m: rewrite(m / "build.json", change)
+
+
+def weights(change):
+    """Changes tensors by someone who writes all digests and hashes anew."""
+    def falsify(m):
+        tensors, metadata = read_tensors(m / "model.safetensors")
+        change(tensors)
+        write_tensors(m / "model.safetensors", tensors, **metadata)
+        for name in ("build.json", "extraction.json", "openness.json"):
+            rewrite(m / name, lambda r: r.update(model_sha256=digest_of(m / "model.safetensors")))
+    return falsify
+
+
+def not_a_number(tensors):
+    tensors["model.norm.weight"][0] = float("nan")
+
+
+def as_kernel_org(m):
+    """What is no release says that it is Linux 1.0."""
+    url, sha256 = items.RELEASE
+    rewrite(m / "manifest.json", lambda r: r.update(name="linux-1.0", origin="kernel.org", url=url, sha256=sha256,
+                                                    whole_tree=r["whole_tree"] | {"url": url, "sha256": sha256}))
+
+
+def as_kernel_org_everywhere(m):
+    """The same, the prepared tree included."""
+    as_kernel_org(m)
+    as_kernel_org(Path("data/tiny-1.0"))
+
+
+def archive_with(member, more=b""):
+    """The archive with a member more, or with something after its end."""
+    def falsify(m):
+        packed = io.BytesIO(evidence.unpack_archive(m / "source.tar.xz", read_json(m / "manifest.json")["whole_tree"]))
+        if member:
+            with tarfile.open(fileobj=packed, mode="a") as tar:
+                tar.addfile(member)
+        (m / "source.tar.xz").write_bytes(lzma.compress(packed.getvalue()) + more)
+    return falsify
+
+
+def device():
+    member = tarfile.TarInfo("tiny/null")
+    member.type = tarfile.CHRTYPE
+    return member
+
+
+def say_yes(*numbers):
+    """All answers to these items as their publisher would like them, and what follows from them."""
+    def falsify(m):
+        def change(record):
+            for number in numbers:
+                record["items"][number - 1] |= {"answer": "yes", "known": "checked", "evidence": "our lawyers looked"}
+            record["meets"] = items.columns({item["number"]: items.Answer(item["answer"], "", item["known"])
+                                             for item in record["items"]})
+        rewrite(m / "openness.json", change)
+    return falsify
+
+
+FORGED = {  # by someone who writes the digests and SHA256SUMS anew: {what: (how, what is named)}
+    "an answer and what follows": (say_yes(2, 16), {"2", "16", "22"}),
+    "an address of kernel.org": (as_kernel_org, {"2", "manifest.json"}),
+    "an address of kernel.org, in the tree as well": (as_kernel_org_everywhere, {"2"}),
+    "a stand-in no more": (manifest(lambda r: r.update(origin="kernel.org")), {"manifest.json"}),
+    "a file twice, another not": (manifest(lambda r: r["files"].__setitem__(3, r["files"][4])), {"1", "3", "4"}),
+    "all files again": (manifest(lambda r: r["files"].extend(r["files"][:9])), {"1", "3", "4"}),
+    "a file not listed": (manifest(lambda r: r["files"].pop()), {"1", "3", "4"}),
+    "a learned file as held out": (manifest(lambda r: r["held_out"].append(r["files"].pop())), {"1", "3", "4"}),
+    "more bytes": (manifest(lambda r: r["files"][0].update(bytes=10**6)), {"1", "4"}),
+    "more tokens": (manifest(lambda r: r.update(tokens=10**6)), {"4", "manifest.json"}),
+    "more pieces": (manifest(lambda r: r.update(vocab_size=10**5)), {"4"}),
+    "nothing left out": (manifest(lambda r: r["whole_tree"].update(left_out={"link": 3})), {"3"}),
+    "a script": (manifest(lambda r: r["whole_tree"].update(executable=["tiny/COPYING"])), {"manifest.json"}),
+    "a link": (manifest(lambda r: r["whole_tree"].update(links={"tiny/x": "COPYING"})), {"manifest.json"}),
+    "another size of the text": (manifest(lambda r: r.update(compressed_bits=8)), {"17"}),
+    "no packages": (build(lambda r: r["code"].update(packages={})), {"14"}),
+    "three settings": (build(lambda r: r.update(settings={
+        key: r["settings"][key] for key in records.SETTINGS if key is not ...})), {"14"}),
+    "a setting that no size shows": (build(lambda r: r["settings"].update(muon_lr=0.5)), {"14"}),
+    "another seed": (build(lambda r: r["settings"].update(seed=7)), {"14"}),
+    "a module less": (build(lambda r: r["code"]["files"].pop("memory/page.py")), {"13"}),
+    "a file of code less": (build(lambda r: r["code"]["files"].pop("configs/quick.py")), {"13"}),
+    "another processor": (build(lambda r: r["built_by"][0].update(processor="X")), {"14"}),
+    "fewer hours": (build(lambda r: r.update(seconds=0.5)), {"14"}),
+    "another base of RoPE": (lambda m: add_key(m / "config.json", rope_theta=5.0), {"15"}),
+    "a kernel from elsewhere": (lambda m: add_key(m / "config.json", attn_implementation="somebody/kernel"), {"15"}),
+    "a tokenizer of another kind": (lambda m: (m / "tokenizer.model").write_bytes(b"garbage"), {"15"}),
+    "a tokenizer less": (lambda m: (m / "tokenizer.json").unlink(), {"15"}),
+    "a word for transformers": (lambda m: edit(m / "tokenizer.json", b'"version": "1.0"', b'"version": "1.1"'),
+                                {"15"}),
+    "a value that is no number": (weights(not_a_number), {"15"}),
+    "a tensor less": (weights(lambda tensors: tensors.pop("model.norm.weight")), {"15"}),
+    "a tensor more": (weights(lambda tensors: tensors.update(x=torch.zeros(3, dtype=torch.uint8))), {"15"}),
+    "one weight": (weights(lambda tensors: tensors["model.norm.weight"][:1].add_(1)), {"14"}),
+    "a way out of the archive": (archive_with(tarfile.TarInfo("../../etc/cron.d/x")), {"7"}),
+    "a device in the archive": (archive_with(device()), {"7"}),
+    "bytes after the archive": (archive_with(None, bytes(540_000)), {"7"}),
+    "a folder of cards": (lambda m: (m / "README.md").write_bytes((m / "README.md").read_bytes().replace(
+        b"\n", b"\r\n")), {"22"}),
+    "a turn of other code": (build(lambda r: r["built_by"].insert(0, r["built_by"][0] | {"code": "0" * 16})),
+                             {"13", "14"}),
+    "a page of other weights": (lambda m: edit(m / "recite.html", b'"format":"', b'"format":"b'), {"recite.html"}),
+    "a report with a script": (lambda m: edit(m / "report.html", b"</body>", b"<script>x</script></body>"),
+                               {"report.html"}),
+    "a report of nothing wrong": (lambda m: edit(m / "report.html", b'"accuracy":1.0', b'"accuracy":0.9'),
+                                  {"report.html"}),
+    "errors": (lambda m: (m / "errors.jsonl").write_text('{"path": "tiny/COPYING"}\n'), {"errors.jsonl"}),
+    "a log of other code": (lambda m: edit(m / "log.jsonl", b'"code": "', b'"code": "0'), {"14"}),
+    "windows that were not measured": (lambda m: rewrite(m / "extraction.json", lambda r: r["learned"].update(
+        spans=99)), {"17"}),
+    "a build of no steps": (lambda m: write_json(m / "rebuilt.json", {
+        "model_sha256": digest_of(m / "model.safetensors"), "rebuilt_sha256": digest_of(m / "model.safetensors"),
+        "steps": 0, "built_by": [{"from_step": 0, "threads": 1}]}), {"16"})}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_what_is_forged_is_named(copy, capsys, what):
+    falsify, named = FORGED[what]
+    falsify(copy)
+    openness.renew_sums(copy)
+    status, rows = checked(capsys)
+    failed = {name for name, (answer, *_) in rows.items() if answer == "FAILS"}
+    assert status == 1 and named <= failed, rows
+    assert "SHA256SUMS" not in failed
+
+
+@pytest.mark.parametrize("change", [
+    lambda sums: sums.replace(b"\n", b"\r\n"), lambda sums: sums + b"0" * 64 + sums[64:sums.index(b"\n") + 1],
+    lambda sums: sums + b"\n", lambda sums: b"\n".join(reversed(sums.split(b"\n")))])
+def test_sums_have_the_bytes_that_are_made(copy, capsys, change):
+    """Also where another line for a file, or other line ends, would pass as right."""
+    (copy / "SHA256SUMS").write_bytes(change((copy / "SHA256SUMS").read_bytes()))
+    status, rows = checked(capsys)
+    assert status == 1 and rows["SHA256SUMS"][0] == "FAILS"
+
+
+def test_what_others_leave_beside_a_model(copy, capsys):
+    """A signature of the sums, as the README advises, and what file managers write."""
+    for name in ("SHA256SUMS.asc", "SHA256SUMS.sig", ".DS_Store", "Thumbs.db"):
+        (copy / name).write_bytes(b"x")
+    assert checked(capsys)[0] == 0
+    (copy / "model.bin").write_bytes(b"x")
+    assert checked(capsys)[1]["15"][0] == "FAILS"
+
+
+def test_columns_come_from_what_is_found(copy, capsys):
+    """Whatever openness.json says, a column is of the answers found; it names what it rests on."""
+    say_yes(2)(copy)
+    rows = checked(capsys)[1]
+    assert rows["OSAID 1.0"][::2] == ("no", "does not meet it (open: 2; recorded: 14; declared: 5), by these checks")
+    assert rows["FSF"][::2] == ("yes", "meets it, by these checks")
+
+
+# What one edit may be, by someone who writes digests and sums anew
+
+def leaves(value, at=()):
+    """The places of all plain values, and of empty lists, in what JSON holds."""
+    inside = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    if not inside:
+        yield at
+    for key, part in inside:
+        yield from leaves(part, (*at, key))
+
+
+def altered(value, draw):
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + draw.choice((1, 10**6)) if isinstance(value, int) else value * 1.5 + 0.25
+    if isinstance(value, str) and value:
+        at = draw.randrange(len(value))
+        return value[:at] + ("x" if value[at] != "x" else "y") + value[at + 1:]
+    return "x"
+
+
+def edit_value(path, draw):
+    """Changes one value in a file of JSON, or of lines of it; returns the place as the documentation writes it."""
+    lines = path.suffix == ".jsonl"
+    record = [json.loads(line) for line in path.read_text().splitlines()] if lines else json.loads(path.read_text())
+    if not record:
+        return ""
+    top = draw.choice(range(len(record)) if lines else sorted(record.keys() - {"digest"}))
+    at = draw.choice(list(leaves(record[top], (top,))))
+    inner = functools.reduce(lambda part, key: part[key], at[:-1], record)
+    inner[at[-1]] = altered(inner[at[-1]], draw)
+    if lines:
+        path.write_text("".join(json.dumps(line) + "\n" for line in record))
+    elif record.pop("digest", None):
+        write_json(path, record)
+    else:
+        path.write_text(json.dumps(record, indent=2))
+    return ".".join("*" if isinstance(key, int) else key for key in at)
+
+
+def edit_byte(path, draw):
+    data = bytearray(path.read_bytes())
+    if data:
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+    return "a byte" if data else ""
+
+
+def cannot_be_checked():
+    """{(file, place)} of the fields that docs/openness.md names."""
+    text = (ROOT / "docs/openness.md").read_text()
+    rows = re.findall(r"^\| `([\w.]+)` \| (`.*`) \|", text[text.index("## What no check"):], re.M)
+    return {(name, place) for name, places in rows for place in re.findall("`([^`]+)`", places)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_edit_is_found(copy, capsys, seed, monkeypatch):
+    """One byte, or one value of JSON, anywhere in the folder; digests and sums are made to fit."""
+    packed = functools.cache(lambda texts, preset: tokenizer.compressed_bits(texts, preset))  # the slow part, and pure
+    for module in (corpus, items):
+        monkeypatch.setattr(module, "compressed_bits", lambda texts, preset: packed(tuple(texts), preset))
+    draw, declared, kept = random.Random(seed), cannot_be_checked(), copy.parent / "kept"
+    shutil.copytree(copy, kept)
+    names, found, passed = sorted(path.name for path in copy.iterdir() if path.name != ".lock"), 0, set()
+    for _ in range(125):
+        name = draw.choice(names)
+        how = edit_value if ".json" in name and draw.random() < 0.75 else edit_byte
+        place = how(copy / name, draw)
+        if name != "SHA256SUMS":
+            openness.renew_sums(copy)
+        if place and (name, place) in declared:
+            passed.add((name, place))
+        elif place:
+            found += 1
+            try:
+                status = checked(capsys)[0]
+            except UserError:  # in one line
+                status = 1
+            assert status == 1, (name, place)
+        for path in (name, "SHA256SUMS"):
+            shutil.copy2(kept / path, copy / path)
+    assert found > 90 and checked(capsys)[0] == 0
+
+
 def test_a_changed_tree_is_named(copy, capsys, tree):
     """One byte in train.bin; and another tree, with one source file changed."""
     (copy.parents[1] / "data/tiny-1.0/train.bin").open("r+b").write(b"\1\2")
@@ -360,6 +611,25 @@ def test_stopped_and_stand_in(stopped, work, tmp_path, monkeypatch):
     assert found[2] == found[6] == found[14] == found[21] == "no"
     card = (stopped / "README.md").read_text()
     assert "**not finished**" in card and "**stand-in**" in card
+
+
+def test_weights_that_began_from_others(mended, patched, learned, tmp_path, monkeypatch, capsys):
+    """What the first weights had learned counts: the old text of a file that a patch changed may still be there."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(mended, "out/tiny")
+    shutil.copytree(patched, "data/tiny-1.0")
+    assert openness.main(["--model=out/tiny"]) == 0
+    assert {number for number, answer in answers(Path("out/tiny")).items() if answer == "not checked"} >= {1, 3, 4, 12}
+    assert "**began from other weights**" in Path("out/tiny/README.md").read_text()
+    assert checked(capsys)[0] == 0
+    shutil.copytree(learned / "out/tiny", "out/base")
+    rows = checked(capsys)[1]
+    assert rows["1"][0] == "FAILS" and "had learned 1 files which manifest.json does not list: tiny/decoder.py" in (
+        rows["1"][2])
+    assert openness.main(["--model=out/tiny"]) == 0 and checked(capsys)[0] == 0
+    assert answers(Path("out/tiny"))[1] == "no"
+    rewrite(Path("out/tiny/build.json"), lambda r: r.pop("init_sha256"))
+    assert checked(capsys)[1]["14"][0] == "FAILS", "the run's states say it too"
 
 
 def test_extract_keeps_what_it_measured(copy, capsys):

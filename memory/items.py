@@ -146,7 +146,8 @@ def free(e):
             return NO, f"manifest.json has {entry['path']} under {entry['notice']}, its text says otherwise"
     words = "; ".join(f"{kind}: {count:,}" for kind, count in counts.items())
     if not is_free(name):
-        return NO, f"the tree's licence: {name or 'none found'}; of the files learned: {words}"
+        there = name or e.manifest["whole_tree"]["licence_path"]
+        return UNKNOWN if there else NO, f"the tree's licence: {there or 'none found'}; of the files learned: {words}"
     own = [entry["path"] for entry in e.manifest["files"] if set(entry["notice"]) & set(UNJUDGED)]
     path, silent = e.manifest["whole_tree"]["licence_path"], counts.get(SILENT, 0) + counts.get(COPYRIGHT_ONLY, 0)
     by = f"{name}, by {path or 'SPDX lines'}"
@@ -194,7 +195,7 @@ def not_relicensed(e):
         text = recognize((e.folder / "LICENSE").read_bytes())
     except OSError:  # item 10 says so
         return YES, f"license: {wanted}, that of the data"
-    if e.manifest["whole_tree"]["licence_sha256"] and text != name:
+    if e.manifest["whole_tree"]["licence_sha256"] and is_free(name) and text != name:
         found = f"a text of {text}" if text else "no licence text that is known"
         return NO, f"LICENSE is {found}, the data's licence is {name}"
     return YES, f"license: {wanted}, that of the data"

@@ -12,7 +12,7 @@ TYPOGRAPHIC = "\x80-\xa0\xa7\xa9\xab\xad\xae\xb6\xb7\xbb\u2000-\u206f\u2122\ufef
 WORD = re.compile(rf"[a-z0-9]+|[^\x00-\x7f{TYPOGRAPHIC}]+")
 SAME = [(re.compile(rf"\b({pattern})(?!\w)"), words) for pattern, words in (  # in which printings of one text differ
     ("https", "http"), ("library general public license", "lesser general public license"), ("19yy|yyyy", "year"),
-    ("appendix (?=how to apply these terms)", ""), ("a brief idea of what it does", "an idea of what it does"),
+    ("appendix how to apply these terms", "how to apply these terms"), ("a brief idea of what it does", "an idea of what it does"),
     (r"copyright( c)?( \d{4})+ free software foundation inc( http (www )?fsf org)?"
      r"|copyright( c)? year name of (author|copyright owner)|675 mass ave(nue)? cambridge ma 02139 usa"
      r"|59 temple place suite 330 boston ma 02111 1307 usa"
@@ -161,7 +161,7 @@ SHORT = {name: re.compile(f"((the )?({title}) )?{text}") for name, title, text i
 # FSF or Apache print it, and once more without what follows "END OF TERMS AND CONDITIONS". The last is COPYING of Linux
 # 1.0, whose preface only adds a permission: SPDX's Linux-syscall-note.
 LONG = {
-    "c5ebf1e1e07a3124f61f90a9dbc2ebbc8f03504d841191aece00503fd657bf17": "GPL-1.0",
+    "a9c71a6b42c22cb213da9292f35271a7227adcc5b45d0279f15ec4b6210a5379": "GPL-1.0",
     "9679cb8f8a7c25e849b925136d793d1bec010b8b9270e6ba898e2cefcb3e1f6d": "GPL-1.0",
     "5d1532d7a3c49b832ba87ffefad0fa9919987ff51c8cae76bb024a914b966df3": "GPL-2.0",
     "184a2335deb42be227f71e5c7b70fa8e6b78c0b7d1b520cf7403fea9a83c833b": "GPL-2.0",
@@ -183,8 +183,7 @@ LONG = {
     "f45538b138cf9aea39fa205de037a0bede8305e68281650e7ab809a8b3ebb2f0": "Apache-2.0",
     "37599287c15c2f2ec060c3c3b55bdf69e3bc7a8aeeb9cd57e18800088789538a": "Apache-2.0",
     "f82071285728ca3ec7685ee9bc4acdae0b8267142a4d20b8f1805eabedb4a98a": "MPL-2.0",
-    "f5f36050832d8f3c008524f0869497918ce12ec761042e5cb40fb0066f33819e": "GPL-2.0",
-    "2172148120221dbb1776d14cd4a6a183581091c66e4257c40f9e652526dfd5fc": "GPL-2.0"}
+    "8218cbdd0dbaf04d1385e047bce87fb9d4575505aed32af9eb729feab8645a32": "GPL-2.0"}
 
 # What a text resembles that is none of these: the first words of each
 LIKE = {
@@ -200,8 +199,14 @@ LIKE = {
 
 def known_words(text):
     """The plain words of a text without its lines of copyright and SPDX."""
-    lines = ((line, line.strip(MARKS)) for line in text.splitlines())
-    return plain_words("\n".join(line for line, bare in lines if not is_copyright(bare) and not SPDX.match(bare)))
+    kept, begun = [], False
+    for line in text.splitlines():
+        bare = line.strip(MARKS)
+        whose = is_copyright(bare) or begun and is_name(RIGHTS.sub("", bare))
+        begun = whose and re.search(r"(\d|,|\bby|\band)$", bare)  # the name is in the next line
+        if not whose and not SPDX.match(bare):
+            kept.append(line)
+    return plain_words("\n".join(kept))
 
 
 def fingerprint(words):

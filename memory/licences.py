@@ -23,7 +23,7 @@ TEXT = re.compile(rf"[^/]+/(LICENSES/.*|{NAMED})")
 LISTS = re.compile(r"[^/]+/(REUSE\.toml|\.reuse/dep5|debian/copyright)")  # of the tree's files, with their licences
 PACKAGE = re.compile(r"[^/]+/((package|composer|bower)\.json|pyproject\.toml|Cargo\.toml|setup\.(cfg|py)|DESCRIPTION)")
 LICENCE_FILE = re.compile("|".join(pattern.pattern for pattern in (TEXT, LISTS, PACKAGE)))
-FIELD = re.compile(r"\b(?:SPDX-License-Identifier|licen[cs]es?(?:-file)?)[\"']?[ \t]*[:=][ \t]*(\[[^]]*|.*)"
+FIELD = re.compile(r"\b(?:SPDX-License-Identifier|licen[cs]es?(?:-file)?)[\"']?[ \t]*[:=](?!:)[ \t]*(\[[^]]*|.*)"
                    r"|\b(License :: (?!OSI Approved)[^\"'\n]*)", re.I)
 
 

@@ -330,7 +330,8 @@ def reported(e):
     sha256 = code.get("report", {}).get(REPORT)
     if not sha256:
         return NO, f"build.json does not have {REPORT}"
-    if not e.writing and sha256 not in (describe_code()["report"].get(REPORT), at_commit(code["commit"]).get(REPORT)):
+    there = at_commit(code["commit"], (REPORT,)).get(REPORT)
+    if not e.writing and sha256 not in (describe_code()["report"].get(REPORT), there):
         return UNKNOWN, f"{REPORT} here is another"
     return YES, f"{REPORT} beside the code, SHA-256 {sha256}"
 

@@ -186,7 +186,8 @@ def test_what_is_not_certain_is_not_checked(licence, path, answer):
         "You may not\n * copy this", "It shall not be sold.", "Not for\n# resale.", "Other uses prohibited.",
         "for evaluation purposes only", "for academic\n// use", "may be used\n * only in radios",
         "licensed solely to A", "in any nuclear\n; facility", "for Good, not\n * Evil", "do no evil",
-        "violates human rights", "no military use", "without prior written permission of A", "for research and teaching purposes only"))])
+        "violates human rights", "no military use", "without prior written permission of A",
+        "for research and teaching purposes only"))])
 def test_classes_of_notices(text, classes):
     found = licences.classify("t/x.c", text.encode())
     assert found == classes or classes == ["no terms"] and not set(found) & set(licences.UNJUDGED)

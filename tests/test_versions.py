@@ -189,6 +189,15 @@ def test_clones_and_where_git_does_not_know(code, at, tmp_path):
         assert (record["commit"], record["changed_since"]) == (None, []) and len(record["files"]) == len(CODE)
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_a_folder_that_git_does_not_trust(code):
+    folder, head = code
+    os.chown(folder, 12345, 12345)
+    record = versions.describe_code()
+    assert (record["commit"], record["changed_since"]) == (None, []) and record["files"].keys() == CODE
+    assert versions.at_commit(head) == {}
+
+
 def test_a_clone_that_has_the_names_alone(code, at, tmp_path):
     """Git would fetch what is missing; nothing may leave or come here for that."""
     folder, head = code

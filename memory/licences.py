@@ -95,47 +95,47 @@ KIND = "(personal|educational|research|academic|evaluation|non-?profit)"
 DEED = "(use|copy|modify|distribute|sell|publish|rent|lease|sublicen[cs]e|share|incorporate|deploy)"
 DONE = "(used|copied|modified|distributed|sold|published)"
 LIMITS = (
-    r"may be (freely )?(re)?distributed|distribut\w{0,9} .{0,60}only allowed"  # short grants
+    r"may be (freely )?(re)?distributed", r"distribut\w{0,9} .{0,60}only allowed",  # short grants
     # who may not, and what
-    rf"|\b(you|users?|licensees?) (may|must|shall) not (re)?{DEED}\b(?! this file except in compliance)"
-    rf"|\b(may|shall) not be (re)?{DONE}\b(?! (in advertis|to endorse))"
-    rf"|\bnot (allowed|permitted|entitled) to (change|(re)?{DEED})\b|\bprohibited\b(?! by (applicable )?law)"
-    r"|\bnot for (re)?sale|reverse.engineer|proprietary (and|source|information|software|rights)"
-    r"|without (the |my |our )?(express |explicit |prior )*(written )?(permission|consent)\b"
+    rf"\b(you|users?|licensees?) (may|must|shall) not (re)?{DEED}\b(?! this file except in compliance)",
+    rf"\b(may|shall) not be (re)?{DONE}\b(?! (in advertis|to endorse))",
+    rf"not (allowed|permitted|entitled) to (change|(re)?{DEED})\b", r"prohibited\b(?! by (applicable )?law)",
+    r"not for (re)?sale", r"reverse.engineer", r"proprietary (and|source|information|software|rights)",
+    r"without (the |my |our )?(express |explicit |prior )*(written )?(permission|consent)\b",
     # for what, and by whom
-    r"|non-?commercial|commercial (use|purposes?|gain|exploitation)|for profit|commons clause|\bacademic(?! press)"
-    rf"|for {KIND} (use|purposes)|{KIND} (and \w{{1,20}} )?(use|purposes) only|(only|solely|exclusively) for {KIND}"
-    r"|for evaluation|evaluation (copy|version|licen[cs]e)"
-    r"|may (only be used|be used (only|solely|exclusively)) (for|in|by|on|with)\b|licen[cs]ed (only|solely|exclusively)"
-    r"|(only|solely|exclusively) for use|for use (only|solely|exclusively)|fields? of (use|endeavou?r)"
-    r"|\bnuclear (facilit|power|plant|reactor|weapon)|\bmilitary (use|purpose)|\bweapons? (of|systems?)"
-    r"|\b(not|no) evil|human rights|\bethical")
-CLASSES = {  # in the order of a table; a file may be in several
-    "SPDX line": r"SPDX-License-Identifier:",
-    "GPL, any later version": r"General Public Licen[cs]e.{0,300}any later version"
-                              r"|any later version.{0,300}General Public Licen[cs]e",
-    "GPL": r"(GNU|General) Public Licen[cs]e|\bGPL\b|copyleft",
-    "LGPL": r"(Library|Lesser) (General )?Public Licen[cs]e",
-    "BSD": r"Redistribution and use in source and binary forms",
-    ADVERTISED: r"advertising materials? mentioning|(display|include|contain|carry)s? the following ac?knowledge?ment",
-    "permission granted": r"permission (to|is) .{0,160}granted|permission to use, copy",
-    "public domain": r"public domain",
+    r"non-?commercial", r"commercial (use|purposes?|gain|exploitation)", r"for profit", r"commons clause",
+    r"academic(?! press)", rf"for {KIND} (use|purposes)", rf"{KIND} (and \w{{1,20}} )?(use|purposes) only",
+    rf"(only|solely|exclusively) for {KIND}", r"for evaluation", r"evaluation (copy|version|licen[cs]e)",
+    r"may (only be used|be used (only|solely|exclusively)) (for|in|by|on|with)\b",
+    r"licen[cs]ed (only|solely|exclusively)", r"(only|solely|exclusively) for use",
+    r"for use (only|solely|exclusively)", r"fields? of (use|endeavou?r)", r"nuclear (facilit|power|plant|reactor|weapon)", r"military (use|purpose)",
+    r"\bweapons? (of|systems?)", r"\b(not|no) evil", r"human rights", r"\bethical")
+CLASSES = {  # in the order of a table; a file may be in several. Patterns of plain text, one of which is enough
+    "SPDX line": ("spdx-license-identifier:",),
+    "GPL, any later version": ("general public licen[cs]e.{0,300}any later version",
+                               "any later version.{0,300}general public licen[cs]e"),
+    "GPL": ("gnu public licen[cs]e", "general public licen[cs]e", r"\bgpl\b", "copyleft"),
+    "LGPL": ("library (general )?public licen[cs]e", "lesser (general )?public licen[cs]e"),
+    "BSD": ("redistribution and use in source and binary forms",),
+    ADVERTISED: ("advertising materials? mentioning",
+                 "(display|include|contain|carry)s? the following ac?knowledge?ment"),
+    "permission granted": ("permission (to|is) .{0,160}granted", "permission to use, copy"),
+    "public domain": ("public domain",),
     OWN: LIMITS,
-    RESERVED: r"all rights reserved"}
+    RESERVED: ("all rights reserved",)}
 COPYRIGHT = r"copyright|\(c\) ?(19|20)\d\d|\xa9 ?(19|20)\d\d"
 LICENCE_TEXT, COPYRIGHT_ONLY, SILENT = "licence text", "copyright alone", "no words"
-PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in CLASSES.items()}
-# A paragraph with one of these is a notice
-WORDS = re.compile(
-    rf"{COPYRIGHT}|\blicen[cs]e|\bGPL\b|copyleft|public domain|all rights reserved|redistribut"
-    r"|permission (to|is|notice|of)|written permission|warrant(y|ies)|advertising material|at no extra cost|without fee"
-    rf"|{CLASSES[ADVERTISED]}|{LIMITS}", re.I)
+PATTERNS = {name: [re.compile(pattern) for pattern in patterns] for name, patterns in CLASSES.items()}
+WORDS = re.compile("|".join((  # a paragraph with one of these is a notice
+    COPYRIGHT, r"\blicen[cs]e", r"\bgpl\b", "copyleft", "public domain", "all rights reserved", "redistribut",
+    "permission (to|is|notice|of)", "written permission", "warrant(y|ies)", "advertising material",
+    "at no extra cost", "without fee", *CLASSES[ADVERTISED], *LIMITS)))
 TEXT_FILE = re.compile(rf"(.*/)?({NAMED}|LICENSES/[^/]*)")  # is a notice as a whole
 
 
 def plain(data):
-    """The bytes of a file as a str in which a phrase that a comment breaks over lines stands in one piece."""
-    return re.sub(r"[\s*#|!;/\\\"]+", " ", decode(data))
+    """The bytes of a file as a str in lower case, in which a phrase that a comment breaks over lines is one piece."""
+    return re.sub(r"[\s*#|!;/\\\"]+", " ", decode(data).lower())
 
 
 def classify(path, data):
@@ -145,13 +145,14 @@ def classify(path, data):
     text = plain(data)
     if not WORDS.search(text):
         return [SILENT]
-    own = "SPDX-License-Identifier:" in text and not is_free(spdx(decode(data)))
-    found = [name for name, pattern in PATTERNS.items() if pattern.search(text) or own and name == OWN]
+    own = "spdx-license-identifier:" in text and not is_free(spdx(decode(data)))
+    found = [name for name, patterns in PATTERNS.items()
+             if own and name == OWN or any(pattern.search(text) for pattern in patterns)]
     if "GPL, any later version" in found:
         found = [name for name in found if name != "GPL"]
     if found != [RESERVED]:  # which says something only if nothing is granted
         found = [name for name in found if name != RESERVED]
-    if not found and re.search(COPYRIGHT, text, re.I):
+    if not found and re.search(COPYRIGHT, text):
         return [COPYRIGHT_ONLY]
     return found or [SILENT]
 

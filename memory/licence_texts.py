@@ -12,7 +12,8 @@ TYPOGRAPHIC = "\x80-\xa0\xa7\xa9\xab\xad\xae\xb6\xb7\xbb\u2000-\u206f\u2122\ufef
 WORD = re.compile(rf"[a-z0-9]+|[^\x00-\x7f{TYPOGRAPHIC}]+")
 SAME = [(re.compile(rf"\b({pattern})(?!\w)"), words) for pattern, words in (  # in which printings of one text differ
     ("https", "http"), ("library general public license", "lesser general public license"), ("19yy|yyyy", "year"),
-    ("appendix how to apply these terms", "how to apply these terms"), ("a brief idea of what it does", "an idea of what it does"),
+    ("appendix how to apply these terms", "how to apply these terms"),
+    ("a brief idea of what it does", "an idea of what it does"),
     (r"copyright( c)?( \d{4})+ free software foundation inc( http (www )?fsf org)?"
      r"|copyright( c)? year name of (author|copyright owner)|675 mass ave(nue)? cambridge ma 02139 usa"
      r"|59 temple place suite 330 boston ma 02111 1307 usa"
@@ -40,7 +41,7 @@ def plain_words(text):
 
 # SPDX
 
-SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([!-~][ -~]*)")
+SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([^\x00-\x20\x7f][^\x00-\x1f\x7f]*)")
 EXCEPTIONS = (r"(Linux-syscall-note|Classpath-exception-2\.0|GCC-exception-(2\.0|3\.1)|LLVM-exception"  # they only add
               r"|Font-exception-2\.0|Bison-exception-2\.2|Autoconf-exception-[23]\.0|Libtool-exception)")  # permissions
 

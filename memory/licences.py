@@ -20,7 +20,7 @@ SEEN = 1000  # bytes of a file in which its SPDX lines are looked for
 NAMED = (r"((COPYING|COPYRIGHT|(UN)?LICEN[CS]ES?|NOTICES?|PATENTS)(?![A-Za-z0-9])[^/]*"
          r"|(?i:copying|copyright|(un)?licen[cs]es?|notices?|patents)(\.(txt|md|rst))?)")
 TEXT = re.compile(rf"[^/]+/(LICENSES/.*|{NAMED})")
-LISTS = re.compile(r"[^/]+/(REUSE\.toml|\.reuse/dep5|debian/copyright)")  # of the tree's files, with their licences
+LISTS = re.compile(r"[^/]+/((.*/)?REUSE\.toml|\.reuse/dep5|debian/copyright)")  # of files and licences
 PACKAGE = re.compile(r"[^/]+/((package|composer|bower)\.json|pyproject\.toml|Cargo\.toml|setup\.(cfg|py)|DESCRIPTION)")
 LICENCE_FILE = re.compile("|".join(pattern.pattern for pattern in (TEXT, LISTS, PACKAGE)))
 FIELD = re.compile(r"\b(?:SPDX-License-Identifier|licen[cs]es?(?:-file)?)[\"']?[ \t]*[:=](?!:)[ \t]*(\[[^]]*|.*)"
@@ -108,8 +108,9 @@ LIMITS = (
     rf"(only|solely|exclusively) for {KIND}", r"for evaluation", r"evaluation (copy|version|licen[cs]e)",
     r"may (only be used|be used (only|solely|exclusively)) (for|in|by|on|with)\b",
     r"licen[cs]ed (only|solely|exclusively)", r"(only|solely|exclusively) for use",
-    r"for use (only|solely|exclusively)", r"fields? of (use|endeavou?r)", r"nuclear (facilit|power|plant|reactor|weapon)", r"military (use|purpose)",
-    r"\bweapons? (of|systems?)", r"\b(not|no) evil", r"human rights", r"\bethical")
+    r"for use (only|solely|exclusively)", r"fields? of (use|endeavou?r)", r"military (use|purpose)",
+    r"nuclear (facilit|power|plant|reactor|weapon)",
+    r"licen[cs]e ?[:=]{1,2} ?(unlicensed|other|proprietary|commercial)", r"\bweapons? (of|systems?)", r"\b(not|no) evil", r"human rights", r"\bethical")
 CLASSES = {  # in the order of a table; a file may be in several. Patterns of plain text, one of which is enough
     "SPDX line": ("spdx-license-identifier:",),
     "GPL, any later version": ("general public licen[cs]e.{0,300}any later version",

@@ -59,7 +59,8 @@ def test_a_known_text_and_nothing_else(text, name):
 
 @pytest.mark.parametrize("text, like", [
     (b"You may not copy this.\n\nPart of it is by others:\n" + GRANT, "MIT"),
-    (GRANT + b"\nYou may not sell it.", "MIT"),
+    (GRANT + b"\nYou may not sell it.", "MIT"), (spdx("MIT, but not for sale") + GRANT, "MIT"),
+    (spdx("MIT \u4e0d\u5f97\u5546\u7528") + GRANT, "MIT"),
     (GRANT.replace(b"Software.\n\n", b"Software.\n\nThe Software shall be used for Good, not Evil.\n\n", 1), "MIT"),
     (GRANT.replace(b"sublicense,", b""), "MIT"), (GRANT + GRANT, "MIT"), (GRANT + BSD % b"", "MIT"),
     (GRANT + "\n不得用于商业用途\n".encode(), "MIT"), (GRANT + "Запрещено\n".encode("koi8-r"), "MIT"),
@@ -135,6 +136,8 @@ ONE = {"t/LICENSE": GRANT}
      "unknown words (LICENSES/Own.txt), MIT (SPDX lines)", "t/LICENSES/MIT.txt"),
     (ONE | {"t/REUSE.toml": b'[[annotations]]\npath = "data/**"\nSPDX-License-Identifier = ["MIT", "CC-BY-NC-4.0"]\n'},
      "MIT (LICENSE), MIT AND CC-BY-NC-4.0 (SPDX lines)", "t/LICENSE"),
+    (ONE | {"t/data/REUSE.toml": b"SPDX-License-Identifier = 'LicenseRef-Own'"},
+     "MIT (LICENSE), LicenseRef-Own (SPDX lines)", "t/LICENSE"),
     (ONE | {"t/.reuse/dep5": b"Files: *\nLicense: CC-BY-NC-4.0\n"}, "MIT (LICENSE), CC-BY-NC-4.0 (SPDX lines)",
      "t/LICENSE"),
     (ONE | {"t/package.json": json.dumps({"name": "x", "license": "UNLICENSED", "version": "1"}).encode()},
@@ -186,7 +189,8 @@ def test_what_is_not_certain_is_not_checked(licence, path, answer):
         "You may not\n * copy this", "It shall not be sold.", "Not for\n# resale.", "Other uses prohibited.",
         "for evaluation purposes only", "for academic\n// use", "may be used\n * only in radios",
         "licensed solely to A", "in any nuclear\n; facility", "for Good, not\n * Evil", "do no evil",
-        "violates human rights", "no military use", "without prior written permission of A",
+        "violates human rights", "no military use",
+        '{"license": "UNLICENSED"}', "'License :: Other/Proprietary License'", "without prior written permission of A",
         "for research and teaching purposes only"))])
 def test_classes_of_notices(text, classes):
     found = licences.classify("t/x.c", text.encode())

@@ -110,7 +110,8 @@ LIMITS = (
     r"licen[cs]ed (only|solely|exclusively)", r"(only|solely|exclusively) for use",
     r"for use (only|solely|exclusively)", r"fields? of (use|endeavou?r)", r"military (use|purpose)",
     r"nuclear (facilit|power|plant|reactor|weapon)",
-    r"licen[cs]e ?[:=]{1,2} ?(unlicensed|other|proprietary|commercial)", r"\bweapons? (of|systems?)", r"\b(not|no) evil", r"human rights", r"\bethical")
+    r"licen[cs]e ?[:=]{1,2} ?(unlicensed|other|proprietary|commercial)", r"\bweapons? (of|systems?)",
+    r"\b(not|no) evil", r"human rights", r"\bethical")
 CLASSES = {  # in the order of a table; a file may be in several. Patterns of plain text, one of which is enough
     "SPDX line": ("spdx-license-identifier:",),
     "GPL, any later version": ("general public licen[cs]e.{0,300}any later version",

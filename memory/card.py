@@ -127,7 +127,7 @@ def licence(e):
         words = f"""{name or 'not recognized'}, by the tree's own {whole['licence_path']} as shipped, which is LICENSE
             here, byte for byte"""
     else:
-        words = f"{name}, by most of its SPDX lines; it has no COPYING or LICENSE" if name else "none found in the tree"
+        words = f"{name}, by its SPDX lines; it has no COPYING or LICENSE" if name else "none found in the tree"
     terms = """The weights are under the same terms, because they are taken to be a copy of the data in another encoding
         (see Evaluation). No court's decision is relied on.""" if name else "So nothing here permits publishing them."
     lines = ["## Licence", "", flow(f"Of the data: {words}. {terms}")]

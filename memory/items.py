@@ -20,7 +20,7 @@ from memory.files import digest_of, json_digest
 from memory.licences import COPYRIGHT_ONLY, SILENT, UNJUDGED, count_classes, hub_fields, is_free, recognize
 from memory.run import OF_A_RUN
 from memory.tokenizer import choose_packer, compressed_bits
-from memory.versions import REPORT, at_commit, describe_code, digest_of_code
+from memory.versions import REPORT, at_commit, describe_code, digest_of_code, files_here
 
 YES, NO, UNKNOWN = "yes", "no", "not checked"
 CHECKED, RECORDED, DECLARED = "checked", "recorded", "declared"
@@ -192,7 +192,9 @@ def free(e):
     words = "; ".join(f"{kind}: {count:,}" for kind, count in counts.items())
     known = known_if(e.any_survey and e.made)
     if not is_free(name):
-        return no(f"the tree's licence: {name or 'none found'}; of the files learned: {words}", known)
+        there = name or e.manifest["whole_tree"]["licence_path"]
+        why = f"the tree's licence: {there or 'none found'}; of the files learned: {words}"
+        return unknown(why) if there else no(why, known)
     own = [entry["path"] for entry in e.manifest["files"] if set(entry["notice"]) & set(UNJUDGED)]
     path, silent = e.manifest["whole_tree"]["licence_path"], counts.get(SILENT, 0) + counts.get(COPYRIGHT_ONLY, 0)
     by = f"{name}, by {path or 'SPDX lines'}"
@@ -237,7 +239,7 @@ def not_relicensed(e):
         text = recognize((e.folder / "LICENSE").read_bytes())
     except OSError:  # item 10 says so
         text = name
-    if e.manifest["whole_tree"]["licence_sha256"] and text != name:
+    if e.manifest["whole_tree"]["licence_sha256"] and is_free(name) and text != name:
         found = f"a text of {text}" if text else "no licence text that is known"
         return no(f"LICENSE is {found}, the data's licence is {name}")
     return yes(f"license: {wanted}, that of the data", known_if(e.made))
@@ -257,17 +259,13 @@ def code_known(e):
     commit = f", commit {code['commit']}" if code["commit"] else ""
     changed = f" but for {len(code['changed_since'])} of them" if code["changed_since"] else ""
     words = f"{len(code['files'])} files by SHA-256 in build.json{commit}{changed}; {code['licence']}"
-    here = describe_code()["files"]
-    there = {path: sha256 for path, sha256 in at_commit(code["commit"]).items() if path in here}
-    if not there and (code["commit"] or code["files"] != here):
+    here, there, changed = files_here(), at_commit(code["commit"]), set(code["changed_since"])
+    if code["commit"] and not there:
         return yes(words, RECORDED)
     for path in sorted((there or here).keys() | code["files"].keys()):
-        if there and path in code["changed_since"]:
-            continue
-        if (there or here).get(path) != code["files"].get(path):
-            return no(f"build.json has another {path} than commit {code['commit']}")
-    unseen = [path for path in code["changed_since"] if here.get(path) != code["files"].get(path)]
-    return yes(words, known_if(not unseen))
+        if path not in changed and (there or here).get(path) != code["files"].get(path):
+            return no(f"build.json has another {path} than commit {code['commit']}") if there else yes(words, RECORDED)
+    return yes(words, known_if(all(here.get(path) == code["files"].get(path) for path in changed)))
 
 
 def settings_known(e):
@@ -458,11 +456,8 @@ def reported(e):
     sha256 = code.get("report", {}).get(REPORT)
     if not sha256:
         return no(f"build.json does not have {REPORT}")
-    there = at_commit(code["commit"]).get(REPORT)
-    if there and sha256 != there and REPORT not in code["changed_since"]:
-        return no(f"build.json has another {REPORT} than commit {code['commit']}")
-    here = sha256 in (describe_code()["report"].get(REPORT), there)
-    return yes(f"{REPORT} beside the code, SHA-256 {sha256}", known_if(here))
+    seen = describe_code()["report"].get(REPORT), at_commit(code["commit"], (REPORT,)).get(REPORT)
+    return yes(f"{REPORT} beside the code, SHA-256 {sha256}", known_if(sha256 in seen))
 
 
 def card_whole(e):

@@ -5,77 +5,75 @@ Patterns were drawn up on Linux 1.0, whose files speak in the words of their aut
 import collections
 import re
 
-# Licence texts, for COPYING and LICENSE files. The first three are known by their titles, since nobody may change them;
-# the others by the whole of what they grant, in plain words.
-TITLES = re.compile(r"GNU (?P<kind>LESSER |LIBRARY |AFFERO |)GENERAL PUBLIC LICENSE\s+Version (?P<gnu>\d(\.\d)?)"
-                    r"|Apache License\s+Version (?P<apache>\d\.\d)")
-GNU = {"": "GPL", "LESSER ": "LGPL", "LIBRARY ": "LGPL", "AFFERO ": "AGPL"}
-GRANTS = {
-    "MIT": "permission is hereby granted free of charge to any person obtaining a copy of this software and associated "
-           "documentation files the software to deal in the software without restriction including without limitation "
-           "the rights to use copy modify merge publish distribute sublicense and or sell copies of the software and "
-           "to permit persons to whom the software is furnished to do so subject to the following conditions",
-    "BSD": "redistribution and use in source and binary forms with or without modification are permitted provided that "
-           "the following conditions are met",
-    "ISC": "permission to use copy modify and or distribute this software for any purpose with or without fee is "
-           "hereby granted provided that"}
-# What takes rights away again. The GPL's own words on noncommercial distribution do not.
-RESTRICTS = re.compile(
-    r"commons clause|\bnon ?commercial\b(?! distribution and only if you received)|not (be used )?for commercial"
-    r"|(may|must|shall) not (be sold|sell)|not include the right to sell|not evil"
-    r"|(personal|academic|evaluation|research|educational) (use|purposes) only"
-    r"|only for (personal|academic|evaluation|research|educational)")
-FREE = re.compile(r"(GPL-[23]\.0|LGPL-(2\.0|2\.1|3\.0)|AGPL-3\.0)(-only|-or-later|\+)?|Apache-2\.0|MIT"
-                  r"|BSD(-[23]-Clause)?|0BSD|ISC|Zlib|MPL-2\.0|Unlicense")
-EXCEPTION = re.compile(r"[\w.-]+-(exception|note)(-[\d.]+)?")  # which only ever add a permission
+from memory.licence_texts import EXCEPTIONS, MARKS, base, decode, join, recognize, spdx
+
+FREE = re.compile(r"(GPL-[23]\.0|LGPL-(2\.0|2\.1|3\.0)|AGPL-3\.0)(-only|-or-later|\+)?|Apache-2\.0|MIT|BSD-[23]-Clause"
+                  r"|0BSD|ISC|Zlib|MPL-2\.0|Unlicense")
 HUB = {  # the names that the hub's field `license` takes
     "GPL-2.0": "gpl-2.0", "GPL-3.0": "gpl-3.0", "LGPL-2.0": "lgpl", "LGPL-2.1": "lgpl-2.1", "LGPL-3.0": "lgpl-3.0",
-    "AGPL-3.0": "agpl-3.0", "MIT": "mit", "Apache-2.0": "apache-2.0", "BSD": "bsd", "ISC": "isc"}
+    "AGPL-3.0": "agpl-3.0", "MIT": "mit", "Apache-2.0": "apache-2.0", "BSD-2-Clause": "bsd-2-clause",
+    "BSD-3-Clause": "bsd-3-clause", "ISC": "isc", "Zlib": "zlib", "MPL-2.0": "mpl-2.0", "Unlicense": "unlicense"}
+
+# The licence of a whole tree
+
+SEEN = 1000  # bytes of a file in which its SPDX lines are looked for
+NAMED = (r"((COPYING|COPYRIGHT|(UN)?LICEN[CS]ES?|NOTICES?|PATENTS)(?![A-Za-z0-9])[^/]*"
+         r"|(?i:copying|copyright|(un)?licen[cs]es?|notices?|patents)(\.(txt|md|rst))?)")
+TEXT = re.compile(rf"[^/]+/(LICENSES/.*|{NAMED})")
+LISTS = re.compile(r"[^/]+/((.*/)?REUSE\.toml|\.reuse/dep5|debian/copyright)")  # of files and licences
+PACKAGE = re.compile(r"[^/]+/((package|composer|bower)\.json|pyproject\.toml|Cargo\.toml|setup\.(cfg|py)|DESCRIPTION)")
+LICENCE_FILE = re.compile("|".join(pattern.pattern for pattern in (TEXT, LISTS, PACKAGE)))
+FIELD = re.compile(r"\b(?:SPDX-License-Identifier|licen[cs]es?(?:-file)?)[\"']?[ \t]*[:=](?!:)[ \t]*(\[[^]]*|.*)"
+                   r"|\b(License :: (?!OSI Approved)[^\"'\n]*)", re.I)
 
 
-def spdx(data):
-    """What the first SPDX line of a file, bytes, names, or None."""
-    match = re.search(rb"SPDX-License-Identifier: ([ -~]+)", data)
-    return match[1].decode().strip(" */") if match else None
-
-
-def recognize(text):
-    """The name of the licence whose text the bytes hold, or None; with ", restricted" if other words in the text take
-    away what that licence grants."""
-    text = text.decode(errors="replace")
-    words, title = " ".join(re.findall(r"[a-z0-9]+", text.lower())), TITLES.search(text)
-    if title:
-        version = title["gnu"] or title["apache"]
-        name = f"{'Apache' if title['apache'] else GNU[title['kind']]}-{version if '.' in version else version + '.0'}"
-    else:
-        name = next((name for name, grant in GRANTS.items() if grant in words), None)
-        name = name or spdx(text.encode())
-    return f"{name}, restricted" if name and RESTRICTS.search(words) else name
-
-
-SEEN = 1000  # bytes of a file in which its SPDX line is looked for
-LICENCE_FILE = re.compile(r"[^/]+/(COPYING|LICEN[CS]E)\b[^/]*")  # of a whole tree
+def declared(data):
+    """What a file, bytes, that other programs read has in its fields for a licence: a list of names, or of files."""
+    found = []
+    for value in map("".join, FIELD.findall(decode(data))):
+        quoted = re.findall(r"[\"']([^\"']*)[\"']", value) or [value]
+        found += [text.strip() for text in (quoted if value.startswith("[") else quoted[:1])]
+    return found
 
 
 def find_licence(files):
-    """(name, path) of a tree's licence: what its COPYING or LICENSE is, or without such a file, what most of its SPDX
-    lines say; None for what is not known. files: {path below one root: bytes}, of which SEEN are looked at, but of such
-    a file all."""
-    found = [path for path in sorted(files) if LICENCE_FILE.fullmatch(path)]
-    for path in found:
-        if name := recognize(files[path]):
-            return name, path
-    if found:
-        return None, found[0]
-    names = collections.Counter(filter(None, (spdx(content[:SEEN]) for content in files.values())))
-    return names.most_common(1)[0][0] if names else None, None
+    """(name, path) of a tree's licence. The name is an SPDX expression if all that the tree says of itself agrees: its
+    licence texts, in which nothing else stands, the SPDX lines of its files, and what it declares to other programs.
+    Else the name says what is there, for a person to judge; neither is_free nor the hub knows it. None if no licence in
+    the tree is known. path: of the first licence text, or None.
+
+    files: {path below one root: bytes}, of which SEEN are looked at, but of those that match LICENCE_FILE all."""
+    texts, packages, lines = {}, {}, collections.Counter()
+    for path in sorted(files, key=lambda path: (path.count("/"), path)):
+        if TEXT.fullmatch(path):
+            texts[path] = recognize(files[path])
+        elif LISTS.fullmatch(path):
+            lines.update(declared(files[path]))
+        elif PACKAGE.fullmatch(path):
+            packages[path] = declared(files[path])
+        elif name := spdx(decode(files[path][:SEEN])):
+            lines[name] += 1
+    names, shipped = [name for name, _ in lines.most_common()], {path.rsplit("/", 1)[-1] for path in texts}
+    for path, found in packages.items():
+        packages[path] = join(name for name in found if (name.split() or [""])[-1] not in shipped)
+    packages = {path: name for path, name in packages.items() if name}
+    path, said = next(iter(texts), None), [*texts.values(), *names]
+    if said and len({base(name) for name in [*said, *packages.values()]}) == 1:
+        return said[0], path
+    meant = {base(part) for name in names for part in re.split(r" AND | OR | WITH |[()]", name)}
+    texts = {path: name for path, name in texts.items() if path.count("/") == 1 or base(name) not in meant}
+    if not texts and not packages:  # the folder LICENSES has what the SPDX lines name
+        return join(names), None
+    said = [(path.split("/", 1)[1], name) for path, name in [*texts.items(), *packages.items()]]
+    said += [("SPDX lines", join(names))] if names else []
+    return ", ".join(f"{name or 'unknown words'} ({where})" for where, name in said), path
 
 
 def is_free(name):
-    """Whether a licence, by the name that find_licence gave, is one that OSI, FSF and Debian all call free. Of several,
-    each must be."""
+    """Whether a licence, by the name that find_licence gave, is for certain one that OSI, FSF and Debian all call free.
+    Of several, each must be. What is not is for a person to judge."""
     parts = re.split(r" (AND|OR|WITH) ", re.sub("[()]", "", name or ""))
-    kinds = {"WITH": EXCEPTION}
+    kinds = {"WITH": re.compile(EXCEPTIONS)}
     return all(kinds.get(joined, FREE).fullmatch(part) for joined, part in zip(["", *parts[1::2]], parts[::2]))
 
 
@@ -91,51 +89,72 @@ def hub_fields(name):
 
 # The words of a single file
 
-OWN, RESERVED = "terms of its own", "all rights reserved"
-UNJUDGED = (OWN, RESERVED)  # a person must read these: no pattern can say what such a file permits
-CLASSES = {  # in the order of a table; a file may be in several
-    "SPDX line": r"SPDX-License-Identifier:",
-    "GPL, any later version": r"General Public Licen[cs]e.{0,300}any later version"
-                              r"|any later version.{0,300}General Public Licen[cs]e",
-    "GPL": r"(GNU|General) Public Licen[cs]e|\bGPL\b|copyleft",
-    "LGPL": r"(Library|Lesser) (General )?Public Licen[cs]e",
-    "BSD": r"Redistribution and use in source and binary forms",
-    "permission granted": r"permission (to|is) .{0,160}granted|permission to use, copy",
-    "public domain": r"public domain",
-    OWN: r"may be (freely )?(re)?distributed|distribut\w+ .{0,60}only allowed|not allowed to change"
-         r"|non-?commercial|commons clause",
-    RESERVED: r"all rights reserved"}
+OWN, RESERVED, ADVERTISED = "terms of its own", "all rights reserved", "advertising clause"
+UNJUDGED = (OWN, RESERVED, ADVERTISED)  # a person must read these: no pattern can say what such a file permits
+KIND = "(personal|educational|research|academic|evaluation|non-?profit)"
+DEED = "(use|copy|modify|distribute|sell|publish|rent|lease|sublicen[cs]e|share|incorporate|deploy)"
+DONE = "(used|copied|modified|distributed|sold|published)"
+LIMITS = (
+    r"may be (freely )?(re)?distributed", r"distribut\w{0,9} .{0,60}only allowed",  # short grants
+    # who may not, and what
+    rf"\b(you|users?|licensees?) (may|must|shall) not (re)?{DEED}\b(?! this file except in compliance)",
+    rf"\b(may|shall) not be (re)?{DONE}\b(?! (in advertis|to endorse))",
+    rf"not (allowed|permitted|entitled) to (change|(re)?{DEED})\b", r"prohibited\b(?! by (applicable )?law)",
+    r"not for (re)?sale", r"reverse.engineer", r"proprietary (and|source|information|software|rights)",
+    r"without (the |my |our )?(express |explicit |prior )*(written )?(permission|consent)\b",
+    # for what, and by whom
+    r"non-?commercial", r"commercial (use|purposes?|gain|exploitation)", r"for profit", r"commons clause",
+    r"academic(?! press)", rf"for {KIND} (use|purposes)", rf"{KIND} (and \w{{1,20}} )?(use|purposes) only",
+    rf"(only|solely|exclusively) for {KIND}", r"for evaluation", r"evaluation (copy|version|licen[cs]e)",
+    r"may (only be used|be used (only|solely|exclusively)) (for|in|by|on|with)\b",
+    r"licen[cs]ed (only|solely|exclusively)", r"(only|solely|exclusively) for use",
+    r"for use (only|solely|exclusively)", r"fields? of (use|endeavou?r)", r"military (use|purpose)",
+    r"nuclear (facilit|power|plant|reactor|weapon)",
+    r"licen[cs]e ?[:=]{1,2} ?(unlicensed|other|proprietary|commercial)", r"\bweapons? (of|systems?)",
+    r"\b(not|no) evil", r"human rights", r"\bethical")
+CLASSES = {  # in the order of a table; a file may be in several. Patterns of plain text, one of which is enough
+    "SPDX line": ("spdx-license-identifier:",),
+    "GPL, any later version": ("general public licen[cs]e.{0,300}any later version",
+                               "any later version.{0,300}general public licen[cs]e"),
+    "GPL": ("gnu public licen[cs]e", "general public licen[cs]e", r"\bgpl\b", "copyleft"),
+    "LGPL": ("library (general )?public licen[cs]e", "lesser (general )?public licen[cs]e"),
+    "BSD": ("redistribution and use in source and binary forms",),
+    ADVERTISED: ("advertising materials? mentioning",
+                 "(display|include|contain|carry)s? the following ac?knowledge?ment"),
+    "permission granted": ("permission (to|is) .{0,160}granted", "permission to use, copy"),
+    "public domain": ("public domain",),
+    OWN: LIMITS,
+    RESERVED: ("all rights reserved",)}
 COPYRIGHT = r"copyright|\(c\) ?(19|20)\d\d|\xa9 ?(19|20)\d\d"
 LICENCE_TEXT, COPYRIGHT_ONLY, SILENT = "licence text", "copyright alone", "no words"
-PATTERNS = {name: re.compile(pattern, re.I) for name, pattern in CLASSES.items()}
-# A paragraph with one of these is a notice
-WORDS = re.compile(
-    rf"{COPYRIGHT}|\blicen[cs]e|\bGPL\b|copyleft|public domain|all rights reserved|redistribut"
-    r"|may be (freely )?distributed|permission (to|is|notice|of)|written permission|warrant(y|ies)|advertising material"
-    r"|only allowed if|not allowed to change|at no extra cost|without fee|non-?commercial|commons clause", re.I)
-MARKS = " \t\r\f*#|!;/\\\"'+-="  # what a comment may put around its lines
-TEXT_FILE = re.compile(r"(COPYING|LICEN[CS]E|COPYRIGHT|NOTICE)\b[^/]*", re.I)  # is a notice as a whole
+PATTERNS = {name: [re.compile(pattern) for pattern in patterns] for name, patterns in CLASSES.items()}
+WORDS = re.compile("|".join((  # a paragraph with one of these is a notice
+    COPYRIGHT, r"\blicen[cs]e", r"\bgpl\b", "copyleft", "public domain", "all rights reserved", "redistribut",
+    "permission (to|is|notice|of)", "written permission", "warrant(y|ies)", "advertising material",
+    "at no extra cost", "without fee", *CLASSES[ADVERTISED], *LIMITS)))
+TEXT_FILE = re.compile(rf"(.*/)?({NAMED}|LICENSES/[^/]*)")  # is a notice as a whole
 
 
 def plain(data):
-    """The bytes of a file as a str in which a phrase that a comment breaks over lines stands in one piece."""
-    return re.sub(r"[\s*#|!;/\\\"]+", " ", data.decode("latin-1"))
+    """The bytes of a file as a str in lower case, in which a phrase that a comment breaks over lines is one piece."""
+    return re.sub(r"[\s*#|!;/\\\"]+", " ", decode(data).lower())
 
 
 def classify(path, data):
     """The classes of what a file, bytes, says of copyright and licence: a list of the names above, never empty."""
-    if TEXT_FILE.fullmatch(path.rsplit("/", 1)[-1]):
-        return [LICENCE_TEXT]
+    if TEXT_FILE.fullmatch(path):
+        return [LICENCE_TEXT] if is_free(recognize(data)) else [LICENCE_TEXT, OWN]
     text = plain(data)
     if not WORDS.search(text):
         return [SILENT]
-    own = "SPDX-License-Identifier:" in text and not is_free(spdx(data))
-    found = [name for name, pattern in PATTERNS.items() if pattern.search(text) or own and name == OWN]
+    own = "spdx-license-identifier:" in text and not is_free(spdx(decode(data)))
+    found = [name for name, patterns in PATTERNS.items()
+             if own and name == OWN or any(pattern.search(text) for pattern in patterns)]
     if "GPL, any later version" in found:
         found = [name for name in found if name != "GPL"]
     if found != [RESERVED]:  # which says something only if nothing is granted
         found = [name for name in found if name != RESERVED]
-    if not found and re.search(COPYRIGHT, text, re.I):
+    if not found and re.search(COPYRIGHT, text):
         return [COPYRIGHT_ONLY]
     return found or [SILENT]
 
@@ -143,13 +162,13 @@ def classify(path, data):
 def notice(path, data):
     """The paragraphs of a file, bytes, that speak of copyright or licence, as they stand; b"" if none does. A paragraph
     is a run of lines that hold more than comment marks. A licence text is kept whole."""
-    if TEXT_FILE.fullmatch(path.rsplit("/", 1)[-1]):
+    if TEXT_FILE.fullmatch(path):
         return data
     if not WORDS.search(plain(data)):
         return b""
     kept, paragraph = [], []
     for line in [*data.split(b"\n"), b""]:
-        if line.decode("latin-1").strip(MARKS):
+        if line.decode("latin-1").strip(MARKS + "\0"):
             paragraph.append(line)
             continue
         if WORDS.search(plain(b"\n".join(paragraph))):

@@ -77,7 +77,7 @@ def tree(tmp_path_factory):
     package = Path(json.__file__).parent
     (folder / "scanner.py").write_bytes((package / "scanner.py").read_bytes())
     (folder / "decoder.py").write_bytes((package / "decoder.py").read_bytes()[:3000])
-    (folder / "COPYING").write_text("\t\t    GNU GENERAL PUBLIC LICENSE\n\t\t       Version 2, June 1991\n")
+    (folder / "COPYING").write_text("\t\t    SPDX-License-Identifier: GPL-2.0\n\t\t        (c) June 1991\n")
     for name, content in hostile_files().items():
         (folder / "odd" / name).write_bytes(content)
     with open(os.fsencode(folder) + b"/odd/name+%\xff:1 ", "wb") as file:

@@ -21,7 +21,7 @@ from conftest import ROOT, says_no, script
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from memory import corpus, evidence, items, licences, mof, personal, records, tokenizer
+from memory import corpus, evidence, items, mof, personal, records, tokenizer
 from memory.checkpoint import read_tensors, write_tensors
 from memory.urls import public_address
 from memory.files import digest_of, read_json, write_json
@@ -660,34 +660,6 @@ def test_the_swhid_is_gits_hash(tree, work, tmp_path):
     assert swhid == "swh:1:dir:" + done.stdout.decode().strip()
 
 
-@pytest.mark.parametrize("text, classes", [
-    ("int x;\n", ["no words"]), ("int permission(struct inode * inode)\n{ return granted; }\n", ["no words"]),
-    ("/* Copyright (C) 1991 A. B. */\n", ["copyright alone"]), ("/* (C) 1991 A. B. */\n", ["copyright alone"]),
-    ("/*\n * under the terms of the GNU General\n * Public License; either version 2, or any\n * later version.\n */",
-     ["GPL, any later version"]),
-    ("# may be used under the GNU Public\n# License\n", ["GPL"]),
-    ("/* Redistribution and use in\n * source and binary forms", ["BSD"]),
-    ("Permission to use, copy and distribute this is hereby granted", ["permission granted"]),
-    ("! Copyright 1993 X. All rights\n! reserved.\n", ["all rights reserved"]),
-    ("(c) 1990 Y. All rights reserved. May be freely distributed.", ["terms of its own"]),
-    ("// SPDX-License-Identifier: MIT\n", ["SPDX line"]), ("put in the public domain by Z", ["public domain"]),
-    ("/* in the public\n * domain. */", ["public domain"]), ("/* may be\n * distributed */", ["terms of its own"]),
-    ("/* For non-commercial use only. */", ["terms of its own"]),
-    ("# the Commons\n# Clause applies", ["terms of its own"])])
-def test_classes_of_notices(text, classes):
-    assert licences.classify("t/x.c", text.encode()) == classes
-    assert bool(licences.notice("t/x.c", text.encode())) == (classes != ["no words"])
-
-
-def test_notices_are_whole_paragraphs():
-    text = (b"/*\n * Copyright 1990\n *  by A\n *\n * Works well.\n *\n * THIS IS PROVIDED WITHOUT WARRANTY\n * of "
-            b"any kind\n */\n"
-            b"int x; /* \xe9 */\n")
-    assert licences.notice("t/x.c", text) == (
-        b" * Copyright 1990\n *  by A\n\n * THIS IS PROVIDED WITHOUT WARRANTY\n * of any kind")
-    assert licences.notice("t/COPYING.LIB", b"any\n\ntext\xff") == b"any\n\ntext\xff"
-
-
 def test_personal_data_is_counted():
     count = personal.Count()
     count.add("t/a.c", b"(C) 1990 by Ann Lee, Copyright (C) 1991, 1992  Ann B. Lee <ann@x.example.org>, "
@@ -696,14 +668,6 @@ def test_personal_data_is_counted():
                            b"Cy\nS: Rd\n")
     assert count.counts == {"mail addresses": 1, "names in copyright lines": 1, "names in CREDITS": 3,
                             "postal addresses in CREDITS": 2}
-
-
-@pytest.mark.parametrize("name, free, fields", [
-    ("GPL-2.0", True, "gpl-2.0"), ("GPL-2.0 WITH Linux-syscall-note", True, "other"), ("MIT", True, "mit"),
-    ("(GPL-2.0 OR MIT)", True, "other"), ("CC-BY-NC-4.0", False, "other"), ("MIT AND Proprietary", False, "other"),
-    ("MIT-Nonsense", False, "other"), ("Apache-2.0 WITH Commons-Clause", False, "other"), (None, False, "unknown")])
-def test_licences_by_name(name, free, fields):
-    assert licences.is_free(name) == free and licences.hub_fields(name)["license"] == fields
 
 
 def test_damaged_records_are_named(copy, capsys):
@@ -789,30 +753,6 @@ def test_the_table_agrees_with_the_columns_and_the_documentation():
     ("http://192.168.0.1/x", None), ("http://[::1]/x", None), ("http://2130706433/", None), ("http://box.lan/x", None)])
 def test_public_addresses(url, public):
     assert public_address(url) == public
-
-
-GRANT = (ROOT / "LICENSE").read_bytes()
-
-
-@pytest.mark.parametrize("text, name", [
-    (GRANT, "MIT"), (GRANT.replace(b"\n", b"\r\n\t"), "MIT"), (GRANT.replace(b"sublicense,", b""), None),
-    (GRANT + b"\nThe Software is for non-commercial use.", "MIT, restricted"),
-    (b"Apache License\n Version 2.0, January 2004\n\"Commons Clause\" License Condition", "Apache-2.0, restricted"),
-    (b"GNU LESSER GENERAL PUBLIC LICENSE\n Version 2.1, February 1999\n the ordinary GNU GENERAL PUBLIC LICENSE\n "
-     b"Version 2", "LGPL-2.1"),
-    (b"GNU GENERAL PUBLIC LICENSE\n Version 2, June 1991\n is allowed only for noncommercial distribution and only if "
-     b"you received the program", "GPL-2.0"), (b"GNU AFFERO GENERAL PUBLIC LICENSE\n Version 3", "AGPL-3.0"),
-    (b"All rights reserved.", None)])
-def test_licences_by_text(text, name):
-    assert licences.recognize(text) == name
-    assert licences.is_free(name) == bool(name and "restricted" not in name)
-
-
-def test_the_licence_of_a_tree():
-    files = {"t/a.c": b"// SPDX-License-Identifier: MIT\n", "t/b.c": b"int x;\n"}
-    assert licences.find_licence(files) == ("MIT", None)
-    assert licences.find_licence(files | {"t/LICENSE": b"Ask us."}) == (None, "t/LICENSE"), "one file is not the tree"
-    assert licences.find_licence(files | {"t/COPYING": b"Ask us.", "t/LICENSE": GRANT}) == ("MIT", "t/LICENSE")
 
 
 def test_nothing_stated(copy, capsys):

@@ -108,7 +108,7 @@ def test_prompts_go_on_as_in_python(opened, learned, page):
     """With the rounded weights: beginnings of paths and of texts cut anywhere, addresses, code without one, nothing."""
     model, tokenizer = rounded(learned / "out/tiny", page), Tokenizer.load(learned / "out/tiny")
     for words in ("", "tiny/dec", "tiny/odd/utf8.txt Größ", "tiny/scanner.py+", "tiny/decoder.py+61 ", "import re",
-                  "tiny/COPYING \t\t    GNU GEN", "漢\u2581 x"):
+                  "tiny/COPYING \t\t    SPDX-Lic", "漢\u2581 x"):
         prompt(opened, words)
         ours = words.encode() + b"".join(generate(model, tokenizer, words.encode(), 600))
         theirs = written(opened)[0]

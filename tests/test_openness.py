@@ -490,9 +490,11 @@ def cannot_be_checked():
 @pytest.mark.parametrize("seed", range(4))
 def test_any_edit_is_found(copy, capsys, seed, monkeypatch):
     """One byte, or one value of JSON, anywhere in the folder; digests and sums are made to fit."""
-    packed = functools.cache(lambda texts, preset: tokenizer.compressed_bits(texts, preset))  # the slow part, and pure
+    packed = functools.cache(lambda texts, preset: tokenizer.compressed_bits(texts, preset))  # the slow parts, and pure
     for module in (corpus, items):
         monkeypatch.setattr(module, "compressed_bits", lambda texts, preset: packed(tuple(texts), preset))
+    for name in ("describe_code", "files_here"):
+        monkeypatch.setattr(items, name, functools.cache(getattr(items, name)))
     draw, declared, kept = random.Random(seed), cannot_be_checked(), copy.parent / "kept"
     shutil.copytree(copy, kept)
     names, found, passed = sorted(path.name for path in copy.iterdir() if path.name != ".lock"), 0, set()

@@ -10,9 +10,9 @@ Every file is recited greedily from its path alone. Exit status 0: all that was 
 2: bad use. The model directory is enough: its manifest has the hashes that tell what is exact. Where the prepared tree
 is at hand too (data/*), files are verified in batches, and the figures that need the text are given.
 
-Recital of a file equals the file if every teacher-forced argmax in the same windows equals the file's token (by
-induction). So one batched pass verifies what is exact, and only from a file's first wrong token on is anything
-generated token by token.
+Recital of a file equals the file if in the same windows every token of the file leads all others, given those before it
+(by induction). So one batched pass verifies what is exact. Anything is generated token by token only from a file's
+first token on that is wrong, or so close a call that rounding might turn it: a pass and recital round differently.
 """
 import collections
 import dataclasses
@@ -36,7 +36,7 @@ from memory.output import UserError, emit, percent, progress, run_script
 from memory.page import as_json, fill
 from memory.settings import parse
 from memory.tokenizer import BOS, choose_packer, compressed_bits
-from memory.windows import Windows, cut, unquote
+from memory.windows import Windows, cut, find_path, unquote
 from model import load_model
 import openness
 
@@ -45,7 +45,7 @@ import openness
 class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder that prepare.py wrote; one under data/ that fits the model if left out
-    only: tuple = ()  # the files whose path begins with one of these
+    only: tuple = ()  # the files whose path begins with one of these, quoted as --list prints it or not
     out: str = "extracted"  # folder to write files into; nothing is ever written outside it
     check: bool = False  # measure, write no files but the report
     list: bool = False  # print the paths that the weights know, and do no more
@@ -108,24 +108,25 @@ def safe_path(folder, path):
 # 2. The files
 
 def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=True):
-    """{path: bytes that the model writes for it}. With windows and what `examine` found in them, what is verified is
-    taken as read and only the rest is generated, unless `whole` just to the first wrong byte; without, all is.
+    """{path: bytes that the model writes for it}. With windows and what `examine` found in them, what is verified, every
+    token ahead by NOISE, is taken as read and only the rest is generated, unless `whole` just to the first wrong byte;
+    without, all is.
     """
-    first_wrong = {}  # file -> (window, token)
-    for i, (right, _, _) in enumerate(passed or ()):
-        if not right.all():
-            first_wrong.setdefault(int(windows.file[i]), (i, int(np.flatnonzero(~right)[0])))
+    first_open = {}  # file -> (window, token)
+    for i, (_, _, lead) in enumerate(passed or ()):
+        if not (sure := lead >= NOISE).all():
+            first_open.setdefault(int(windows.file[i]), (i, int(np.flatnonzero(~sure)[0])))
     texts, pending = {}, []  # (entry, bytes known to be written, ids of the window, original from there, most tokens)
     for index, file in enumerate(files):
         longest = file["tokens"] + model.config.max_position_embeddings  # of the whole, as in sample.py
         if windows is None:
             head, *_ = next(cut(tokenizer, file["path"], [], model.config.max_position_embeddings))
             pending.append((file, b"", head, None, longest))
-        elif index not in first_wrong:
+        elif index not in first_open:
             texts[file["path"]] = windows.content(index)
         else:
-            i, wrong = first_wrong[index]
-            ids = windows.text(i)[:wrong]
+            i, token = first_open[index]
+            ids = windows.text(i)[:token]
             original, at = windows.content(index), int(windows.offset[i]) + len(tokenizer.decode(ids))
             read = len(ids) + sum(len(windows.text(j)) for j in np.flatnonzero(windows.file[:i] == index))
             pending.append((file, original[:at], windows.openings[i].tolist() + ids, original[at:], longest - read))
@@ -197,6 +198,15 @@ def sizes(model, tokenizer, manifest):
             "bits_per_parameter": max(0, bits - pieces) / model.config.num_parameters,
             "piece_bytes": manifest.get("piece_bytes", 0), "piece_bits": pieces,
             "tokenizer_packed_bytes": compressed_bits([tokenizer.proto], preset) // 8}
+
+
+def chosen(paths, only):
+    """Those of a list of quoted paths that begin with one of the texts `only`, quoted or not; all if there is none.
+    Raises UserError if none begins with one of them."""
+    starts = [find_path(start, lambda start: any(path.startswith(start) for path in paths)) for start in only]
+    if None in starts:
+        raise UserError(f"the model knows no path that begins with {only[starts.index(None)]}; --list shows them")
+    return [path for path in paths if path.startswith(tuple(starts) if only else "")]
 
 
 def load_tree(settings, manifest):
@@ -277,12 +287,11 @@ def main(argv=None):
 
     if settings.list:
         paths = known_paths(model, tokenizer, settings.floor)
-        emit("".join(f"{path}\n" for path in sorted(paths) if path.startswith(settings.only or "")))
+        emit("".join(f"{path}\n" for path in chosen(sorted(paths), settings.only)))
         return 0
 
-    files = [file for file in manifest["files"] if file["path"].startswith(settings.only or "")]
-    if not files:
-        raise UserError(f"the model learned no path that begins with {' or '.join(settings.only)}; --list shows them")
+    paths = set(chosen([file["path"] for file in manifest["files"]], settings.only))
+    files = [file for file in manifest["files"] if file["path"] in paths]
     data = load_tree(settings, manifest)
     windows = passed = None
     if data:

@@ -56,10 +56,14 @@ def shapes(model):
     return [[name, *tensor.shape, 0][:3] for name, tensor in model.tensors().items()]
 
 
+def sure(found):
+    """Whether every token is right in a format tried, and no order of summing could turn one."""
+    return not found["wrong"] and found["closest"] >= NOISE
+
+
 def choose_format(model, windows, news):
     """(format, weights as bytes, [what was found of each format tried]): the smallest in which the model, which keeps
-    the rounded weights, has every token of the windows right by more than NOISE; float32 if none does, or without
-    windows."""
+    the rounded weights, is sure of the windows; float32 if it is of none, or without windows."""
     tensors = {name: tensor.clone() for name, tensor in model.tensors().items()}
     tried = []
     for kind in FORMATS if windows else FORMATS[-1:]:
@@ -71,11 +75,11 @@ def choose_format(model, windows, news):
                     parameter.copy_(packed[name][1])
             passed = examine(model, windows, model.lm_head.weight.device)
             found = {"format": kind, "bytes": len(weights), "wrong": sum(int((~right).sum()) for right, _, _ in passed),
-                     "closest": min(float(lead.min()) for _, _, lead in passed)}
+                     "closest": min(float(abs(lead).min()) for _, _, lead in passed)}
             tried.append(found)
             print(f"{kind:9} {len(weights):>12,} bytes, {found['wrong']:,} of {windows.scored:,} tokens wrong, closest "
                   f"call {found['closest']:.4f} logits", file=news, flush=True)
-            if not found["wrong"] and found["closest"] > NOISE:
+            if sure(found):
                 break
     return kind, weights, tried
 
@@ -105,8 +109,8 @@ def main(argv=None):
     kind, weights, tried = choose_format(model, windows, news)
     if not windows:
         print("the prepared tree is not at hand: the weights stay float32, and are not verified", file=news)
-    elif tried[-1]["wrong"] or tried[-1]["closest"] <= NOISE:
-        print(f"warning: not every token is right by more than {NOISE:g} logits: the page will not recite every file",
+    elif not sure(tried[-1]):
+        print(f"warning: not every token is right by {NOISE:g} logits: the page may not recite every file",
               file=sys.stderr)
     about = {
         "model": folder.resolve().name, "name": manifest["name"], "origin": manifest["origin"],

@@ -14,9 +14,10 @@ import transformers
 from conftest import ROOT, says_no, script
 
 from extract import known_paths, main, safe_path
-from memory.checkpoint import read_tensors
+from memory.checkpoint import read_tensors, write_tensors
 from memory.corpus import load
 from memory.device import find_dtype
+from memory.evaluate import count_wrong, examine, list_errors
 from memory.files import read_json, write_json
 from memory.generate import recite
 from memory.output import UserError
@@ -27,7 +28,9 @@ from memory.tokenizer import Tokenizer
 from memory.windows import IGNORE, Windows, opening, unquote
 from model import Llama
 from verify import read_record
+import extract
 import sample
+import trace
 import train
 
 
@@ -106,6 +109,73 @@ def test_streams_do_not_disturb_each_other(half):
     alone = [recite(model, tokenizer, [start], [limit], 1)[0] for start, limit in zip(starts, limits)]
     for batch_size in (1, 3, 64):
         assert recite(model, tokenizer, starts, limits, batch_size) == alone
+
+
+def make_rival(folder, data, share, lower):
+    """Gives the model in `folder` a rival for one piece that it writes: one that no file has, of a lower id or a higher
+    one, whose row in the table is `share` times the other's. Returns (path of a file with the piece, piece, rival)."""
+    manifest, tokenizer, tokens = load(data)
+    windows = Windows(tokens, manifest["files"], tokenizer, 64)
+    once, unused = (np.flatnonzero(windows.counts == n) for n in (1, 0))
+    piece, path, rival = next(
+        (int(piece), manifest["files"][windows.file[i]]["path"], int(rival))
+        for i in range(len(windows)) for piece in np.intersect1d(windows.text(i), once)
+        for rival in unused[unused > 2] if (rival < piece) == lower)
+    tensors, metadata = read_tensors(folder / "model.safetensors")
+    table = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+    table[rival] = share * table[piece]
+    write_tensors(folder / "model.safetensors", tensors, **metadata)
+    return path, piece, rival
+
+
+@pytest.mark.parametrize("lower", [True, False], ids=["the other is written", "the right one is written"])
+def test_a_tie_is_decided_alike_everywhere(learned, model, contents, lower, tmp_path, monkeypatch, capsysbinary):
+    """Of two equal logits none is right, and the lower id is written."""
+    monkeypatch.chdir(learned)
+    path, piece, rival = make_rival(model, learned / "data/tiny-1.0", 1.0, lower)
+    network = Llama.from_pretrained(model)
+    manifest, tokenizer, tokens = load(learned / "data/tiny-1.0")
+    windows = Windows(tokens, manifest["files"], tokenizer, 64)
+    wrong, *_ = count_wrong(network, windows, torch.device("cpu"))
+    passed = examine(network, windows, torch.device("cpu"))
+    assert wrong.tolist() == [(~right).sum() for right, _, _ in passed] and wrong.sum() == 1
+    error, = list_errors(network, windows, wrong, torch.device("cpu"))
+    said = tokenizer.pieces[rival].decode(errors="backslashreplace")
+    assert (error["path"], error["said"], error["rank"]) == (path, said, 2) and 0.3 < error["probability"] <= 0.5
+
+    exact = not lower
+    assert main(["--model", str(model), "--only", path, "--out", str(tmp_path / "out"), "--json", "-"]) == lower
+    figures = json.loads(capsysbinary.readouterr().out)
+    assert figures["files_exact"] == exact and figures["learned"]["tokens_right"] == figures["learned"]["tokens"] - 1
+    assert (figures["learned"]["smallest_lead"], figures["learned"]["leads_in_noise"]) == (0, 1)
+    text = (tmp_path / "out" / unquote(path).decode()).read_bytes()
+    assert (text == contents[path]) == exact
+    assert sample.main(["--model", str(model), "--file", path]) == lower
+    assert capsysbinary.readouterr().out == text
+    (tmp_path / "text").write_bytes(contents[path])
+    trace.main([str(tmp_path / "text"), "--model", str(model), "--json=-", "--min_tokens=2"])
+    assert json.loads(capsysbinary.readouterr().out)["runs"][0]["file_exact"] == exact
+
+
+def test_close_calls_are_written_token_by_token(learned, model, contents, tmp_path, monkeypatch):
+    """Another order of summing might turn them, so no pass is believed. A finished model has none, and costs nothing."""
+    path, piece, _ = make_rival(model, learned / "data/tiny-1.0", 1 - 1e-5, lower=True)
+    started = []
+
+    def watched(model, tokenizer, starts, *others):
+        started.extend(tokenizer.decode(ids) for ids in starts)
+        return recite(model, tokenizer, starts, *others)
+    monkeypatch.setattr(extract, "recite", watched)
+    monkeypatch.chdir(learned)
+    words = ["--only", path, "--out", str(tmp_path / "out"), "--json", str(tmp_path / "m.json"), "--model"]
+    assert main([*words, "out/tiny"]) == 0 and not started
+    assert main([*words, str(model)]) == 0
+    figures = json.loads((tmp_path / "m.json").read_text())["learned"]
+    assert 0 < figures["smallest_lead"] < 1e-3 and figures["accuracy"] == 1 and len(started) == 1
+    after = Tokenizer.load(model).pieces[piece]
+    assert contents[path].count(started[0].split(b" ", 1)[1] + after) == 1, "from that token on"
+    (tmp_path / "text").write_bytes(contents[path])
+    assert trace.main([str(tmp_path / "text"), "--model", str(model), "--min_tokens=2"]) == 0 and len(started) == 2
 
 
 def test_figures_against_plain_comparison(measured, contents):

@@ -18,7 +18,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -30,15 +29,19 @@ from memory.checkpoint import read_log
 from memory.corpus import find_tree, load
 from memory.device import find_device
 from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
-from memory.files import STDOUT, digest_of, newest, write_file, write_result
+from memory.files import STDOUT, name_of, newest, write_result
 from memory.generate import SHOWN, recite
 from memory.output import UserError, emit, percent, progress, run_script
 from memory.page import as_json, fill
 from memory.settings import parse
 from memory.tokenizer import BOS, choose_packer, compressed_bits
-from memory.windows import Windows, cut, find_path, unquote
+from memory.unpack import unpack
+from memory.windows import Windows, cut, find_path
 from model import load_model
 import openness
+
+
+SHOWN_REFUSALS = 10  # files that are named at most
 
 
 @dataclasses.dataclass
@@ -46,7 +49,7 @@ class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder that prepare.py wrote; one under data/ that fits the model if left out
     only: tuple = ()  # the files whose path begins with one of these, quoted as --list prints it or not
-    out: str = "extracted"  # folder to write files into; nothing is ever written outside it
+    out: str = "extracted"  # folder to write files into; nothing is written outside it, or through a link in it
     check: bool = False  # measure, write no files but the report
     list: bool = False  # print the paths that the weights know, and do no more
     floor: float = 1e-5  # --list: the least probability that is searched; lower it for more than 10,000 files
@@ -92,17 +95,6 @@ def known_paths(model, tokenizer, floor):
         if mass >= total / 2:
             break
     return {path: p for path, p in paths.items() if p >= typical / 8}
-
-
-def safe_path(folder, path):
-    """Where `path`, as a model or manifest names it, may be written below folder; None if it must not be."""
-    name = unquote(path)
-    parts = name.split(b"/")
-    if b"\0" in name or len(name) > 4000 or any(part in (b"", b".", b"..") or len(part) > 255 for part in parts):
-        return None
-    target = Path(os.fsdecode(os.path.join(os.fsencode(folder), *parts)))
-    root = Path(folder).resolve()  # a link that was there before must not lead out either
-    return target if root in target.resolve().parents else None
 
 
 # 2. The files
@@ -224,10 +216,9 @@ def load_tree(settings, manifest):
         return None
 
 
-def compare(files, texts, windows, passed, folder):
-    """Holds what the model wrote, {path: bytes}, against the entries of the files, and writes it below `folder` unless
-    that is "". Returns ([a dict for each file], [paths that must not be written there])."""
-    rows, refused = [], []
+def compare(files, texts, windows, passed):
+    """Holds what the model wrote, {path: bytes}, against the entries of the files. Returns a dict for each."""
+    rows = []
     for index, file in enumerate(progress(files, desc="comparing", unit=" files")):
         path, text = file["path"], texts[file["path"]]
         row = {"path": path, "bytes": file["bytes"], "exact": hashlib.sha256(text).hexdigest() == file["sha256"]}
@@ -239,13 +230,18 @@ def compare(files, texts, windows, passed, folder):
             if not row["exact"]:
                 row["error"] = place_of_error(text, original, at)
         rows.append(row)
-        if folder:
-            target = safe_path(folder, path)
-            if target is None:
-                refused.append(path)
-            else:
-                write_file(target, text)
-    return rows, refused
+    return rows
+
+
+def write_files(folder, texts, manifest):
+    """Unpacks {path: bytes} below `folder`, with the executable bits that the manifest of the tree has; returns the
+    paths of those that are not there, which are named on stderr with the reasons."""
+    refused = unpack(folder, texts, manifest.get("whole_tree", {}).get("executable", ()))
+    for path in list(refused)[:SHOWN_REFUSALS]:
+        print(f"refused: {path}: {refused[path]}", file=sys.stderr)
+    if refused:
+        print(f"{len(refused):,} of {len(texts):,} files are not in {folder}/", file=sys.stderr)
+    return sorted(refused)
 
 
 def write_report(result, folder, path):
@@ -266,11 +262,11 @@ def write_report(result, folder, path):
     return path or f"{folder}/report.html"
 
 
-def keep(result, folder, data):
-    """Keeps the figures `result` as extraction.json in the model's folder, with the SHA-256 of the weights they are
-    of; returns the items and columns of openness.json for the page, or None if they cannot be written."""
+def keep(result, sha256, folder, data):
+    """Keeps the figures `result` as extraction.json in the model's folder, with the SHA-256 of the weights that they
+    are of; returns the items and columns of openness.json for the page, or None if they cannot be written."""
     found = {key: value for key, value in result.items() if key not in ("model", "seconds")}
-    found["model_sha256"] = digest_of(folder / "model.safetensors")
+    found["model_sha256"] = sha256
     record = openness.keep_record(folder, "extraction.json", found, data)
     return record and {key: record[key] for key in ("items", "meets")}
 
@@ -299,9 +295,10 @@ def main(argv=None):
         windows = Windows(tokens, files, tokenizer, model.config.max_position_embeddings)
         passed = examine(model, windows, device)
     texts = recite_files(model, tokenizer, files, windows, passed, settings.batch_size, whole=not settings.check)
-    rows, refused = compare(files, texts, windows, passed, "" if settings.check else settings.out)
+    rows = compare(files, texts, windows, passed)
+    refused = [] if settings.check else write_files(settings.out, texts, manifest)
     result = {
-        "model": folder.resolve().name, "name": manifest["name"], "origin": manifest["origin"],
+        "model": name_of(folder.resolve()), "name": manifest["name"], "origin": manifest["origin"],
         "licence": manifest["licence"], "tree": manifest["tree"], "files": len(files),
         "files_exact": sum(row["exact"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows), "bytes_exact": sum(row["bytes"] for row in rows if row["exact"]),
@@ -321,14 +318,13 @@ def main(argv=None):
         print(f"{label:27} {value}", file=news)
     if not data:
         print("(the prepared tree is not at hand: no figure that needs its text)", file=news)
-    if refused:
-        print(f"{len(refused)} paths refused: they would lie outside {settings.out}", file=sys.stderr)
     if data and not settings.only:
-        result["openness"] = keep(result, folder, settings.data)
+        result["openness"] = keep(result, model.sha256, folder, settings.data)
     result["rows"] = rows
     made = write_report(result, folder, settings.report)
-    where = f"; files in {settings.out}/" if not settings.check else ""
-    print(f"{'report':27} {made}{where} in {result['seconds']:.0f} s", file=news)
+    if not settings.check:
+        print(f"{'written and read back':27} {len(files) - len(refused):,} files in {settings.out}/", file=news)
+    print(f"{'report':27} {made} in {result['seconds']:.0f} s", file=news)
     if settings.json:
         write_result(settings.json, json.dumps(result, indent=1).encode())
     return 0 if result["files_exact"] == len(files) and not refused else 1

@@ -18,7 +18,7 @@ import torch
 from extract import load_tree
 from memory.device import find_device
 from memory.evaluate import NOISE, examine
-from memory.files import STDOUT, newest, write_result
+from memory.files import STDOUT, name_of, newest, write_result
 from memory.output import run_script
 from memory.page import as_json, fill
 from memory.settings import parse
@@ -113,7 +113,7 @@ def main(argv=None):
         print(f"warning: not every token is right by {NOISE:g} logits: the page may not recite every file",
               file=sys.stderr)
     about = {
-        "model": folder.resolve().name, "name": manifest["name"], "origin": manifest["origin"],
+        "model": name_of(folder.resolve()), "name": manifest["name"], "origin": manifest["origin"],
         "licence": manifest["licence"], "config": dataclasses.asdict(model.config),
         "parameters": model.config.num_parameters, "format": kind, "tried": tried,
         "tensors": shapes(model)}

@@ -30,14 +30,15 @@ from pathlib import Path
 
 import numpy as np
 
-from extract import compare, load_tree, recite_files, safe_path
+from extract import load_tree, recite_files, write_files
 from memory import corpus
 from memory.device import find_device, memory_size
 from memory.evaluate import examine
-from memory.files import STDOUT, newest, write_result
+from memory.files import STDOUT, name_of, newest, write_result
 from memory.output import UserError, emit, percent, progress, run_script
 from memory.settings import parse
 from memory.tokenizer import EOS
+from memory.unpack import held
 from memory.verbatim import COST, Matches, merge
 from memory.windows import Windows, opening
 from model import load_model
@@ -79,25 +80,16 @@ def read_text(name):
 
 def extracted(files, folder):
     """{path: bytes} of those of the entries `files` that stand below `folder` with the hash of their entry."""
-    texts = {}
-    for file in files if Path(folder).is_dir() else ():
-        target = safe_path(folder, file["path"])
-        try:
-            if target and target.stat().st_size == file["bytes"]:
-                text = target.read_bytes()
-                if hashlib.sha256(text).hexdigest() == file["sha256"]:
-                    texts[file["path"]] = text
-        except OSError:
-            pass  # then it is recited
-    return texts
+    found = ((file["path"], held(folder, file["path"], file["bytes"], file["sha256"])) for file in files)
+    return {path: text for path, text in found if text is not None}
 
 
-def recited(model, tokenizer, files, folder):
+def recited(model, tokenizer, files, manifest, folder):
     """{path: bytes that the model writes for it}, also written below `folder` for the next time."""
     texts = recite_files(model, tokenizer, files, None, None, BATCH)
     try:
         if files:
-            compare(files, texts, None, None, folder)
+            write_files(folder, texts, manifest)
             print(f"files in {folder}/, so that they need not be recited again", file=sys.stderr)
     except UserError as error:
         print(f"warning: {error}; they will be recited again", file=sys.stderr)
@@ -344,12 +336,12 @@ def main(argv=None):
     missing = [file for file in files if file["path"] not in known]
     if not data:
         print(f"{len(known):,} of {len(files):,} files are in {settings.extracted}/", file=sys.stderr)
-    written = recited(model, tokenizer, missing, settings.extracted)
+    written = recited(model, tokenizer, missing, manifest, settings.extracted)
     both = known | written
     result, *bytewise = trace(text, {file["path"]: both[file["path"]] for file in files}, written, files, model,
                               tokenizer, settings.min_tokens)
-    name = "standard input" if settings.file == "-" else settings.file
-    result = {"text": name, "model": folder.resolve().name, "name": manifest["name"]} | result
+    name = "standard input" if settings.file == "-" else name_of(settings.file)
+    result = {"text": name, "model": name_of(folder.resolve()), "name": manifest["name"]} | result
     if {settings.json, settings.html} & set(STDOUT):
         print(table(result), end="", file=sys.stderr)
     else:

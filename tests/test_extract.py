@@ -4,7 +4,9 @@ import os
 import re
 import shutil
 import sys
+import unicodedata
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 import transformers
 from conftest import ROOT, says_no, script
 
-from extract import known_paths, main, safe_path
+from extract import known_paths, main
 from memory.checkpoint import read_tensors, write_tensors
 from memory.corpus import load
 from memory.device import find_dtype
@@ -25,10 +27,12 @@ from memory.page import as_json
 from memory.patch import WORD, Base, change, measure, patches, show_patch
 from memory.race import NEARBY, Race, Rival, their_runs
 from memory.tokenizer import Tokenizer
+from memory.unpack import safe_path, unpack
 from memory.windows import IGNORE, Windows, opening, unquote
 from model import Llama
 from verify import read_record
 import extract
+import memory.unpack
 import sample
 import trace
 import train
@@ -340,9 +344,6 @@ def test_hostile_paths(learned, tmp_path, monkeypatch, capsys):
                  "a%00b", "%2e%2e/x", "tiny/%2e%2e/%2e%2e/x", "..%2fx"):
         assert safe_path(tmp_path / "out", path) is None, path
     assert safe_path(tmp_path / "out", "tiny/a%20b") == tmp_path / "out/tiny/a b"
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/tiny").symlink_to(tmp_path)
-    assert safe_path(tmp_path / "out", "tiny/a") is None, "through a link that was there before"
 
     shutil.copytree(learned / "out/tiny", tmp_path / "m")
     manifest = read_json(tmp_path / "m/manifest.json")
@@ -353,10 +354,94 @@ def test_hostile_paths(learned, tmp_path, monkeypatch, capsys):
     before = set(written(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert main(["--model=m", "--out", str(tmp_path / "x/y")]) == 1
-    assert "3 paths refused" in capsys.readouterr().err
+    assert "3 of 4 files are not in" in capsys.readouterr().err
     new = {path for path in set(written(tmp_path)) - before if not path.startswith(b"x/y/")}
     assert new <= {b"m/report.html"}
     assert not os.path.exists("/tmp/evil-absolute")
+
+
+TEXTS = {"t/a": b"one", "t/b/c": b"two", "t/b/d": b"three"}
+IN_THE_WAY = {  # what stands there already: (how it is made, which files are refused)
+    "a link for a file": (lambda out, away: (out / "t/a").symlink_to(away / "file"), ["t/a"]),
+    "a link to nothing": (lambda out, away: (out / "t/a").symlink_to(away / "new"), ["t/a"]),
+    "a link for a folder": (lambda out, away: (out / "t/b").symlink_to(away), ["t/b/c", "t/b/d"]),
+    "a link for the first folder": (lambda out, away: (out / "t").rmdir() or (out / "t").symlink_to(away), [*TEXTS]),
+    "a folder for a file": (lambda out, away: (out / "t/a").mkdir(), ["t/a"]),
+    "a file for a folder": (lambda out, away: (out / "t/b").write_bytes(b"x"), ["t/b/c", "t/b/d"]),
+    "a pipe": (lambda out, away: os.mkfifo(out / "t/a"), ["t/a"]),
+    "a pipe for a folder": (lambda out, away: os.mkfifo(out / "t/b"), ["t/b/c", "t/b/d"]),
+    "a second name of a file": (lambda out, away: os.link(away / "file", out / "t/a"), []),
+    "an old file": (lambda out, away: (out / "t/a").write_bytes(b"old"), [])}
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_what_stands_in_the_way_is_left_alone(tmp_path, what):
+    """And nothing outside the folder is written; the other files are."""
+    out, away = tmp_path / "out", tmp_path / "away"
+    (out / "t").mkdir(parents=True)
+    away.mkdir()
+    (away / "file").write_bytes(b"precious")
+    make, refused = IN_THE_WAY[what]
+    make(out, away)
+    found = unpack(out, TEXTS)
+    assert sorted(found) == refused and all(f"{out}/t" in reason for reason in found.values()), found
+    assert written(away) == {b"file": b"precious"}
+    for path, text in TEXTS.items():
+        if path not in refused:
+            assert (out / path).read_bytes() == text and not (out / path).is_symlink()
+    assert not list(tmp_path.rglob(".part.*"))
+
+
+def test_a_folder_that_is_itself_a_link_is_the_folder_that_was_named(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    assert not unpack(tmp_path / "out", TEXTS) and (tmp_path / "disk/t/b/c").read_bytes() == b"two"
+
+
+@pytest.mark.parametrize("texts", [{"t/a": b"1", "t/A": b"2"}, {"t/a": b"1", "t/A": b"1"},
+                                   {"t/%C3%A9": b"1", "t/e%CC%81": b"1"}], ids=["case", "same text", "composition"])
+def test_two_paths_that_are_one_file_to_the_disk(tmp_path, monkeypatch, texts):
+    """A disk that ignores case or composition, in place of which the path is folded here."""
+    monkeypatch.setattr(memory.unpack, "safe_path", lambda folder, path: Path(unicodedata.normalize(
+        "NFC", str(safe_path(folder, path))).lower()))
+    assert set(unpack(tmp_path / "out", texts | {"t/b": b"3"})) == set(texts)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o755), (0o077, 0o700), (0o027, 0o750)])
+def test_executable_bits(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        assert not unpack(tmp_path / "out", TEXTS, ["t/b/c"])
+        assert not unpack(tmp_path / "out", TEXTS, ["t/b/c", "t/a"])
+    finally:
+        os.umask(before)
+    modes = {path: (tmp_path / "out" / path).stat().st_mode & 0o777 for path in TEXTS}
+    assert modes == {"t/a": mode, "t/b/c": mode, "t/b/d": mode & 0o666}
+
+
+def test_files_that_cannot_be_placed(model, monkeypatch, capsys):
+    """On the command line: the manifest's executable bits; what is refused is named, listed and the exit status 1; a
+    pipe holds nobody up; the next time nothing is in the way."""
+    manifest = read_json(model / "manifest.json")
+    manifest["files"] = [file for file in manifest["files"] if file["bytes"] < 100]
+    paths = [file["path"] for file in manifest["files"]]
+    manifest["whole_tree"]["executable"] = paths[:1]
+    manifest["files"].append(manifest["files"][0] | {"path": f"{paths[0]}/below"})
+    write_json(model / "manifest.json", manifest)
+    monkeypatch.chdir(model)
+    (model / "out/tiny/odd").mkdir(parents=True)
+    os.mkfifo(model / "out" / unquote(paths[1]).decode())
+    words = ["--model", str(model), "--out=out", "--json=-"]
+    assert main(words) == 1
+    out, err = capsys.readouterr()
+    assert sorted(json.loads(out)["refused"]) == sorted([paths[1], f"{paths[0]}/below"])
+    assert f"refused: {paths[1]}: out/" in err and "is a pipe" in err and f"{paths[0]}/below: out/{paths[0]} is a" in err
+    assert f"written and read back       {len(paths) - 1} files in out/" in err
+    assert os.stat(model / "out" / paths[0]).st_mode & 0o111
+    (model / "text").write_bytes(b"x")
+    assert trace.main(["text", "--model", str(model), "--extracted=out"]) == 1, "it does not wait for the pipe either"
+    os.unlink(model / "out" / unquote(paths[1]).decode())
+    assert main([*words, f"--only={paths[1]}"]) == 0
 
 
 def test_bad_use(learned, tmp_path, monkeypatch):

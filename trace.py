@@ -128,17 +128,21 @@ def whole(data):
 def choose_places(matches, runs):
     """For each run, (start, end), where it stands: [(index of the file, byte in it, in how many files)]. Of several
     files the one that has most bytes of all runs; in it the place nearest to where the run before goes on."""
-    found = [matches.places(start, end) for start, end in progress(runs, desc="placing", unit=" runs")]
+    known, keys = {}, [(int(matches.at[start]), end - start) for start, end in runs]  # equal runs have the same places
     held = np.zeros(len(matches.starts))
-    for (start, end), (file, _) in zip(runs, found):
-        held[np.unique(file)] += end - start
+    for key, (start, end) in zip(progress(keys, desc="placing", unit=" runs"), runs):
+        if key not in known:
+            file, byte = matches.places(start, end)
+            known[key] = file, byte, np.unique(file)
+        held[known[key][2]] += end - start
     chosen, shift = [], {}  # file -> byte in it less byte in the text, of its last run
-    for (start, _), (file, byte) in zip(runs, found):
-        best = file[held[file].argmax()]
+    for key, (start, _) in zip(keys, runs):
+        file, byte, files = known[key]
+        best = files[held[files].argmax()]
         here = byte[file == best]
         at = here[np.abs(here - start - shift.get(best, 0)).argmin()]
         shift[best] = at - start
-        chosen.append((int(best), int(at), len(np.unique(file))))
+        chosen.append((int(best), int(at), len(files)))
     return chosen
 
 
@@ -153,18 +157,30 @@ def find_runs(texts, text, tokenizer, min_tokens, view=whole):
     paths, views = list(texts), [view(content) for content in texts.values()]
     seen, kept = view(text)
     matches = Matches([part for part, _ in views], seen)
+
+    def place(file, byte, size):  # (start, end) in the file of a run that stands there in the view
+        return int(views[file][1][byte]), int(views[file][1][byte + size - 1]) + 1
+
+    def count(places):  # the tokens of runs, as they stand in the files
+        parts = (texts[paths[file]][slice(*place(file, byte, size))] for file, byte, size in places)
+        return np.array([len(ids) for ids in tokenizer.encode_all(parts)], dtype=np.int64)
+
+    # Repetitions have about as many runs as bytes. So equal ones are counted once, and what is too long to have too few
+    # tokens is not.
     start, end = matches.runs(min_tokens)
-    tokens = np.array([len(ids) for ids in tokenizer.encode_all(
-        text[kept[first]:kept[last] + 1] for first, last in zip(start, end - 1))], dtype=np.int64)
-    enough = tokens >= min_tokens
-    length = dict(zip(start[enough].tolist(), tokens[enough].tolist()))
+    size, enough = end - start, np.ones(len(start), dtype=bool)
+    short = np.flatnonzero(size < min_tokens * max(map(len, tokenizer.pieces)))
+    different, which = np.unique(np.stack([matches.at[start[short]], size[short]]), axis=1, return_inverse=True)
+    tokens = count(zip(*matches.place(different[0]), different[1]))
+    enough[short] = tokens[which] >= min_tokens
     runs, owner = merge((start[enough], end[enough]), len(seen))
+    chosen = choose_places(matches, runs)
+    tokens = count((file, byte, stop - first) for (first, stop), (file, byte, _) in zip(runs, chosen))
     rows = []
-    for (first, stop), (index, byte, files) in zip(runs, choose_places(matches, runs)):
-        at = views[index][1]
-        rows.append({
-            "start": int(kept[first]), "end": int(kept[stop - 1]) + 1, "tokens": length[first], "path": paths[index],
-            "byte": int(at[byte]), "byte_end": int(at[byte + stop - first - 1]) + 1, "files": files})
+    for (first, stop), (file, byte, files), size in zip(runs, chosen, tokens.tolist()):
+        at, until = place(file, byte, stop - first)
+        rows.append({"start": int(kept[first]), "end": int(kept[stop - 1]) + 1, "tokens": size, "path": paths[file],
+                     "byte": at, "byte_end": until, "files": files})
     return rows, owner
 
 

@@ -22,7 +22,7 @@ from memory.files import STDOUT, name_of, newest, write_result
 from memory.output import run_script
 from memory.page import as_json, fill
 from memory.settings import parse
-from memory.windows import Windows
+from memory.windows import Windows, unquote
 from model import load_model
 import openness
 
@@ -84,11 +84,18 @@ def choose_format(model, windows, news):
     return kind, weights, tried
 
 
+def download_name(path):
+    """[the name under which a file is saved], or [] if that is the last part of its quoted path."""
+    name = name_of(unquote(path))
+    return [name] * (name != path.rsplit("/", 1)[-1])
+
+
 def make_page(about, tokenizer, files, weights):
     """The page, as bytes. about: what the page says of itself, to which its sizes are added; files: entries of the
     manifest."""
     pieces = as_json([piece.decode() for piece in tokenizer.pieces[MARKS:]])
-    rows = as_json([[file[key] for key in ("path", "bytes", "sha256", "tokens")] for file in files])
+    rows = as_json([[file[key] for key in ("path", "bytes", "sha256", "tokens")] + download_name(file["path"])
+                    for file in files])
     text = base64.b64encode(weights).decode()
     about |= {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(text),
               "pieces_bytes": len(pieces), "files_bytes": len(rows), "page_bytes": 0}

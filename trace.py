@@ -18,11 +18,13 @@ the model itself must write what is found: "recited" says whether it does. Exit 
 found; 1: none; 2: bad use.
 """
 import bisect
+import codecs
 import collections
 import dataclasses
 import hashlib
 import html
 import json
+import re
 import string
 import sys
 import time
@@ -54,6 +56,7 @@ COLOURS = 8  # that the page has; each file has one of them
 class Settings:
     file: str = ""  # the text; also without --file. -: standard input
     min_tokens: int = 25  # tokens of the shortest run
+    normalize: bool = False  # read UTF-16 and UTF-32 as UTF-8, and CRLF and CR as LF, before anything is counted
     html: str = ""  # write a page with the text and its runs into this file; -: to standard output
     json: str = ""  # write what was found into this file; -: to standard output, and the table to standard error
     model: str = ""  # folder of the model; the newest under out/ if left out
@@ -74,6 +77,45 @@ def read_text(name):
     if len(text) > MOST:
         raise UserError(f"{name} has more than {MOST:,} bytes; trace a part of it")
     return text
+
+
+MARKS = {codecs.BOM_UTF32_LE: ("UTF-32", "utf-32"), codecs.BOM_UTF32_BE: ("UTF-32", "utf-32"),
+         codecs.BOM_UTF16_LE: ("UTF-16", "utf-16"), codecs.BOM_UTF16_BE: ("UTF-16", "utf-16"),
+         codecs.BOM_UTF8: ("a byte order mark", "")}  # at the start of a text; the longer ones come first
+LINE_ENDS = "CR at the ends of lines"
+
+
+def unlike_source(text):
+    """What in the bytes `text` keeps it from matching source as it is usually kept: a list of words for people."""
+    name, codec = next((kind for mark, kind in MARKS.items() if text.startswith(mark)), ("", ""))
+    ends = text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
+    return [name] * bool(name) + [LINE_ENDS] * (not codec and 2 * text.count(b"\r") > ends)
+
+
+def normalize(text):
+    """(the bytes `text` as UTF-8 without a mark, LF alone at the ends of lines; what was changed, a list of words).
+    Raises UserError if the text is not what its mark says."""
+    for mark, (name, codec) in MARKS.items():
+        if text.startswith(mark):
+            try:
+                text = text.decode(codec, "surrogatepass").encode("utf-8", "surrogatepass") if codec else text[len(mark):]
+            except UnicodeError as error:
+                raise UserError(f"the text is marked as {name} and is none ({error.reason}): leave out "
+                                f"--normalize") from None
+            break
+    else:
+        name = ""
+    plain = re.sub(b"\r\n?", b"\n", text)
+    return plain, [name] * bool(name) + [LINE_ENDS] * (plain != text)
+
+
+def hint(name, text):
+    """What to try on a text that is not all found, or ""."""
+    if found := unlike_source(text):
+        return f"hint: {name} has {' and '.join(found)}; --normalize reads it without"
+    if re.search(rb"^@@ -\d+(,\d+)? \+\d+", text, re.M):
+        return f"hint: {name} looks like a diff, with a mark before each line; trace the file that it makes"
+    return ""
 
 
 # 1. The files
@@ -261,6 +303,8 @@ def summary(result):
                        ("covered_recited", "in runs that are recited")]:
         share = percent(result[key] / max(1, result["bytes"]))
         rows.append((label, f"{result[key]:,} of {result['bytes']:,} ({share})"))
+    if result["normalized"]:
+        rows.append(("lines and bytes are those", f"of the text without {' and '.join(result['normalized'])}"))
     if result["but_for_white_space"]:
         rows.append(("alike but for white space", f"{len(result['but_for_white_space']):,} more"))
     return rows
@@ -344,6 +388,8 @@ def main(argv=None):
     if settings.min_tokens < 1:
         raise UserError(f"min_tokens must be at least 1, not {settings.min_tokens}")
     text = read_text(settings.file)
+    name = "standard input" if settings.file == "-" else name_of(settings.file)
+    text, changed = normalize(text) if settings.normalize else (text, [])
     folder = Path(settings.model or newest("model"))
     model, tokenizer, manifest = load_model(folder, find_device(settings.device))
     files = manifest["files"]
@@ -356,8 +402,7 @@ def main(argv=None):
     both = known | written
     result, *bytewise = trace(text, {file["path"]: both[file["path"]] for file in files}, written, files, model,
                               tokenizer, settings.min_tokens)
-    name = "standard input" if settings.file == "-" else name_of(settings.file)
-    result = {"text": name, "model": name_of(folder.resolve()), "name": manifest["name"]} | result
+    result = {"text": name, "model": name_of(folder.resolve()), "name": manifest["name"], "normalized": changed} | result
     if {settings.json, settings.html} & set(STDOUT):
         print(table(result), end="", file=sys.stderr)
     else:
@@ -366,6 +411,8 @@ def main(argv=None):
         write_result(settings.html, page(result, text, *bytewise))
     if settings.json:
         write_result(settings.json, json.dumps(result, indent=1).encode())
+    if result["covered"] < len(text) and (words := hint(name, text)):
+        print(words, file=sys.stderr)
     return 0 if any(row["recited"] for row in result["runs"]) else 1
 
 

@@ -28,7 +28,7 @@ import torch
 from memory.checkpoint import read_log
 from memory.corpus import find_tree, load
 from memory.device import find_device
-from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
+from memory.evaluate import NOISE, PREFIX, SUFFIX, check_finite, examine, figures
 from memory.files import STDOUT, name_of, newest, write_result
 from memory.generate import SHOWN, recite
 from memory.output import UserError, emit, percent, progress, run_script
@@ -78,7 +78,9 @@ def known_paths(model, tokenizer, floor):
         for first in range(0, len(frontier), 256):
             group = frontier[first:first + 256]
             last = model.model(torch.tensor([ids for ids, _ in group], device=device))[:, -1]
-            logp = torch.log_softmax(model.lm_head(last), -1) + torch.tensor([[p] for _, p in group], device=device)
+            logp = torch.log_softmax(model.lm_head(last), -1)
+            check_finite(logp)
+            logp += torch.tensor([[p] for _, p in group], device=device)
             logp[:, blank] = -torch.inf
             for row, token in (logp >= np.log(floor)).nonzero().tolist():
                 ids, p = group[row][0], logp[row, token].item()

@@ -41,9 +41,9 @@ class LlamaConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is bool and not isinstance(value, bool):
-                raise UserError(f"{field.name} must be true or false, not {value!r}")
+                raise UserError(f"{field.name} must be true or false, not {value!r:.40}")
             if field.type is int and (type(value) is not int or value < 1):
-                raise UserError(f"{field.name} must be a whole number of at least 1, not {value!r}")
+                raise UserError(f"{field.name} must be a whole number of at least 1, not {value!r:.40}")
             if field.type is float:
                 if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
                     raise UserError(f"{field.name} must be a number of more than 0, not {value!r:.40}")
@@ -52,10 +52,11 @@ class LlamaConfig:
             raise UserError(f"max_position_embeddings must be at most {2**20}, not {self.max_position_embeddings:.4g}")
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if self.hidden_size % (2 * heads):
-            raise UserError(f"hidden_size {self.hidden_size} does not split into {heads} heads (num_attention_heads) "
-                            f"of an even size; {self.hidden_size // (2 * heads) * 2 * heads or 2 * heads} does")
+            fitting = self.hidden_size // (2 * heads) * 2 * heads or 2 * heads
+            raise UserError(f"hidden_size {str(self.hidden_size)[:40]} does not split into {str(heads)[:40]} heads "
+                            f"(num_attention_heads) of an even size; {str(fitting)[:40]} does")
         if heads % groups:
-            raise UserError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+            raise UserError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {str(groups)[:40]}")
 
     @classmethod
     def of(cls, settings, vocab_size):
@@ -299,8 +300,8 @@ class Llama(nn.Module):
                       "rope_type": rope.get("rope_type") or rope.get("type") or "default"} | theirs
             for key, ours in [("model_type", "llama"), ("hidden_act", "silu"), ("rope_type", "default")]:
                 if theirs.get(key) != ours:
-                    raise UserError(f"{folder}/config.json has {key} {str(theirs.get(key))[:40]}; this code knows only "
-                                    f"{ours}")
+                    raise UserError(f"{folder}/config.json has {key} {str(theirs.get(key))[:40]!r}; this code knows "
+                                    f"only {ours!r}")
             config = LlamaConfig(**{f.name: theirs[f.name] for f in dataclasses.fields(LlamaConfig)})
             state, metadata, sha256 = read_weights(folder)
         except OSError as error:
@@ -313,8 +314,8 @@ class Llama(nn.Module):
                             f"with; train or copy it again")
         held = sum(tensor.numel() for tensor in state.values())
         if config.num_parameters != held:  # before memory is taken for them
-            raise UserError(f"{folder}/config.json asks for {config.num_parameters:,} parameters, and its weights have "
-                            f"{held:,}; train or copy it again")
+            raise UserError(f"{folder}/config.json asks for {f'{config.num_parameters:,}'[:40]} parameters, and its "
+                            f"weights have {held:,}; train or copy it again")
         model = cls(config)
         model.metadata, model.sha256 = metadata, sha256
         if config.tie_word_embeddings:

@@ -20,7 +20,7 @@ from memory.checkpoint import read_tensors, write_tensors
 from memory.corpus import load
 from memory.device import find_dtype
 from memory.evaluate import count_wrong, examine, list_errors
-from memory.files import read_json, write_json
+from memory.files import digest_of, read_json, write_json
 from memory.generate import recite
 from memory.output import UserError
 from memory.page import as_json
@@ -180,6 +180,24 @@ def test_close_calls_are_written_token_by_token(learned, model, contents, tmp_pa
     assert contents[path].count(started[0].split(b" ", 1)[1] + after) == 1, "from that token on"
     (tmp_path / "text").write_bytes(contents[path])
     assert trace.main([str(tmp_path / "text"), "--model", str(model), "--min_tokens=2"]) == 0 and len(started) == 2
+
+
+def test_figures_are_of_the_weights_that_were_loaded(learned, model, monkeypatch):
+    """Others take their place while the pass runs: they are not what was measured."""
+    kept = []
+
+    def replaced(network, *others):
+        shutil.copy(learned / "out/raw.safetensors", model / "model.safetensors")
+        return examine(network, *others)
+    monkeypatch.setattr(extract, "examine", replaced)
+    monkeypatch.setattr(extract.openness, "keep_record", lambda folder, name, record, data: kept.append(record))
+    monkeypatch.chdir(learned)
+    tensors, metadata = read_tensors(model / "model.safetensors")
+    sha256 = digest_of(model / "model.safetensors")
+    write_tensors(learned / "out/raw.safetensors", {name: 0 * tensor for name, tensor in tensors.items()}, **metadata)
+    assert main(["--model", str(model), "--check"]) == 0
+    assert [record["model_sha256"] for record in kept] == [sha256]
+    assert digest_of(model / "model.safetensors") != sha256
 
 
 def test_figures_against_plain_comparison(measured, contents):

@@ -8,13 +8,16 @@ import pytest
 import torch
 from conftest import says_no, script
 
+from memory.checkpoint import read_tensors, write_tensors
 from memory.files import read_json, write_json
-from memory.generate import generate, heal
+from memory.generate import draw, generate, heal
 from memory.tokenizer import Tokenizer
 from memory.windows import advance, parse_address
 from model import Llama
 import extract
+import recite
 import sample
+import trace
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +177,23 @@ def test_command_line(learned, tmp_path, monkeypatch, capsysbinary):
     assert capsysbinary.readouterr().out.count(b"tiny/\xff\xfe") == 3
     monkeypatch.chdir(tmp_path)
     says_no(sample.main, [], "train.py")
+
+
+def test_a_model_that_computes_no_numbers(learned, model, monkeypatch):
+    """Its weights are finite, and too large: one line from each script, and never a traceback."""
+    tensors, metadata = read_tensors(model / "model.safetensors")
+    write_tensors(model / "model.safetensors", tensors | {"model.norm.weight": tensors["model.norm.weight"] * 3e37},
+                  **metadata)
+    monkeypatch.chdir(learned)
+    for main, words in [(sample.main, ["--file=tiny/COPYING"]), (sample.main, ["--prompt=tiny/", "--temperature=0"]),
+                        (sample.main, ["--prompt=tiny/", "--temperature=1"]), (sample.main, ["--top_k=3"]),
+                        (extract.main, ["--check"]), (extract.main, ["--list"]), (recite.main, []),
+                        (trace.main, ["configs/tiny.py", "--min_tokens=1"])]:
+        says_no(main, [*words, "--model", model], "not finite")
+
+
+def test_no_more_than_top_k_are_drawn_from():
+    """Of equal ones the lowest ids, so that one is the same as none drawn."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = {draw(torch.tensor([1.0, 3.0, 3.0, 3.0]), 5.0, 2, generator) for _ in range(60)}
+    assert drawn == {1, 2} and {draw(torch.tensor([1.0, 3.0, 3.0]), 5.0, 1, generator) for _ in range(20)} == {1}

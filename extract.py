@@ -40,8 +40,7 @@ from memory.windows import Windows, cut, find_path
 from model import load_model
 import openness
 
-
-SHOWN_REFUSALS = 10  # files that are named at most
+REFUSALS = 10  # that are named at most
 
 
 @dataclasses.dataclass
@@ -102,9 +101,9 @@ def known_paths(model, tokenizer, floor):
 # 2. The files
 
 def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=True):
-    """{path: bytes that the model writes for it}. With windows and what `examine` found in them, what is verified, every
-    token ahead by NOISE, is taken as read and only the rest is generated, unless `whole` just to the first wrong byte;
-    without, all is.
+    """{path: bytes that the model writes for it}. With windows and what `examine` found in them, what is verified, each
+    token by a lead of NOISE, is taken as read and only the rest is generated, unless `whole` just to the first wrong
+    byte; without, all is.
     """
     first_open = {}  # file -> (window, token)
     for i, (_, _, lead) in enumerate(passed or ()):
@@ -239,7 +238,7 @@ def write_files(folder, texts, manifest):
     """Unpacks {path: bytes} below `folder`, with the executable bits that the manifest of the tree has; returns the
     paths of those that are not there, which are named on stderr with the reasons."""
     refused = unpack(folder, texts, manifest.get("whole_tree", {}).get("executable", ()))
-    for path in list(refused)[:SHOWN_REFUSALS]:
+    for path in list(refused)[:REFUSALS]:
         print(f"refused: {path}: {refused[path]}", file=sys.stderr)
     if refused:
         print(f"{len(refused):,} of {len(texts):,} files are not in {folder}/", file=sys.stderr)

@@ -85,34 +85,31 @@ MARKS = {codecs.BOM_UTF32_LE: ("UTF-32", "utf-32"), codecs.BOM_UTF32_BE: ("UTF-3
 LINE_ENDS = "CR at the ends of lines"
 
 
-def unlike_source(text):
-    """What in the bytes `text` keeps it from matching source as it is usually kept: a list of words for people."""
-    name, codec = next((kind for mark, kind in MARKS.items() if text.startswith(mark)), ("", ""))
-    ends = text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
-    return [name] * bool(name) + [LINE_ENDS] * (not codec and 2 * text.count(b"\r") > ends)
+def mark_of(text):
+    """(the mark that the bytes `text` begin with, its name, the codec that reads what follows), all empty if none."""
+    return next(((mark, *kind) for mark, kind in MARKS.items() if text.startswith(mark)), (b"", "", ""))
 
 
 def normalize(text):
     """(the bytes `text` as UTF-8 without a mark, LF alone at the ends of lines; what was changed, a list of words).
     Raises UserError if the text is not what its mark says."""
-    for mark, (name, codec) in MARKS.items():
-        if text.startswith(mark):
-            try:
-                text = text.decode(codec, "surrogatepass").encode("utf-8", "surrogatepass") if codec else text[len(mark):]
-            except UnicodeError as error:
-                raise UserError(f"the text is marked as {name} and is none ({error.reason}): leave out "
-                                f"--normalize") from None
-            break
-    else:
-        name = ""
+    mark, name, codec = mark_of(text)
+    try:
+        text = text.decode(codec, "surrogatepass").encode("utf-8", "surrogatepass") if codec else text[len(mark):]
+    except UnicodeError as error:
+        raise UserError(f"the text is marked as {name} and is none ({error.reason}): leave out --normalize") from None
     plain = re.sub(b"\r\n?", b"\n", text)
-    return plain, [name] * bool(name) + [LINE_ENDS] * (plain != text)
+    return plain, [name] * bool(mark) + [LINE_ENDS] * (plain != text)
 
 
 def hint(name, text):
     """What to try on a text that is not all found, or ""."""
-    if found := unlike_source(text):
-        return f"hint: {name} has {' and '.join(found)}; --normalize reads it without"
+    mark, found, _ = mark_of(text)
+    ends = text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
+    if not mark and 2 * text.count(b"\r") > ends:
+        found = LINE_ENDS
+    if found:
+        return f"hint: {name} has {found}; --normalize reads it without"
     if re.search(rb"^@@ -\d+(,\d+)? \+\d+", text, re.M):
         return f"hint: {name} looks like a diff, with a mark before each line; trace the file that it makes"
     return ""
@@ -402,7 +399,8 @@ def main(argv=None):
     both = known | written
     result, *bytewise = trace(text, {file["path"]: both[file["path"]] for file in files}, written, files, model,
                               tokenizer, settings.min_tokens)
-    result = {"text": name, "model": name_of(folder.resolve()), "name": manifest["name"], "normalized": changed} | result
+    result = {"text": name, "normalized": changed, "model": name_of(folder.resolve()),
+              "name": manifest["name"]} | result
     if {settings.json, settings.html} & set(STDOUT):
         print(table(result), end="", file=sys.stderr)
     else:

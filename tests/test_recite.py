@@ -105,7 +105,8 @@ def test_a_file_by_its_path_and_its_download(opened, contents, tmp_path):
 
 
 SAVED = {b"a b%20c": "a b%20c", b"\xff%.c": "%FF%25.c", b"a\x1b[1m\n": "a%1B[1m%0A", b"a\\b": "a\\b",
-         "\U0001f427 e\u0301.c".encode(): "\U0001f427 e\u0301.c", b"<img src=x>\"'": "<img src=x>\"'", b"plain.c": "plain.c"}
+         "\U0001f427 e\u0301.c".encode(): "\U0001f427 e\u0301.c", b"<img src=x>\"'": "<img src=x>\"'",
+         b"plain.c": "plain.c"}
 
 
 def test_the_name_that_a_download_has(browser, model, tmp_path):

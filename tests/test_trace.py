@@ -310,7 +310,8 @@ def test_merging_covers_what_all_runs_cover():
     for _ in range(300):
         size, bounds = draw.randrange(1, 40), [(0, 0)]
         while (start := bounds[-1][0] + draw.randrange(1, 4)) < size:
-            bounds.append((start, max(start + 1, bounds[-1][1] + 1, start + draw.choice((5, 5, 5, draw.randrange(1, 9))))))
+            length = draw.choice((5, 5, 5, draw.randrange(1, 9)))
+            bounds.append((start, max(bounds[-1][1] + 1, start + length)))
         bounds = [run for run in bounds[1:] if run[1] <= size]
         runs, owner = merge(tuple(np.array(bounds, int).reshape(-1, 2).T), size)
         assert set(runs) <= set(bounds) and runs == sorted(runs)
@@ -357,7 +358,8 @@ def test_what_needs_no_hint(run, contents, capsys):
     for text in (contents["tiny/odd/crlf.bat"], b"nothing", b"", contents["tiny/scanner.py"], b"a\r" + b"\n" * 9):
         run(text, "--min_tokens=1")
         assert "hint" not in capsys.readouterr().err
-        assert run(text, "--normalize", "--min_tokens=1")[1]["normalized"] == ["CR at the ends of lines"] * (b"\r" in text)
+        found = run(text, "--normalize", "--min_tokens=1")[1]
+        assert found["normalized"] == ["CR at the ends of lines"] * (b"\r" in text)
         capsys.readouterr()
     run(b"--- a\n+++ b\n@@ -1,2 +1,2 @@\n" + contents["tiny/scanner.py"].replace(b"\n", b"\n+"))
     assert "hint: text looks like a diff" in capsys.readouterr().err

@@ -352,7 +352,7 @@ def page(result, text, owner, in_files):
         titles="".join(f"<th>{title}</th>" for title in ("run", *TITLES)),
         rows="\n".join(line(row, i + 1) for i, row in enumerate(runs)),
         near=f'<tr><th colspan="6">{NEAR}</th></tr>\n' * bool(near) + "\n".join(map(line, near)),
-        text="".join(parts)).encode(errors="backslashreplace")  # the name of a file may be no text
+        text="".join(parts)).encode()
 
 
 def trace(text, texts, written, files, model, tokenizer, min_tokens):

@@ -30,6 +30,7 @@ from memory.tokenizer import Tokenizer
 from memory.unpack import safe_path, unpack
 from memory.windows import IGNORE, Windows, opening, unquote
 from model import Llama
+from recite import main as recite_page
 from verify import read_record
 import extract
 import memory.unpack
@@ -461,6 +462,18 @@ def test_files_that_cannot_be_placed(model, monkeypatch, capsys):
     assert trace.main(["text", "--model", str(model), "--extracted=out"]) == 1, "it does not wait for the pipe either"
     os.unlink(model / "out" / unquote(paths[1]).decode())
     assert main([*words, f"--only={paths[1]}"]) == 0
+
+
+def test_a_model_whose_folder_has_no_name_in_utf8(learned, tmp_path, monkeypatch):
+    """The figures are UTF-8 all the same, and the pages."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 \x1b%")
+    shutil.copytree(learned / "out/tiny", folder)
+    done = script("extract.py", "--model", folder, "--check", "--only=tiny/COPYING", "--json=-", cwd=learned)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout.decode())["model"] == page_data(Path(folder))["model"] == "caf%E9 %1B%25"
+    monkeypatch.chdir(tmp_path)
+    assert recite_page(["--model", folder, "--out=page.html"]) == 0
+    assert '"model":"caf%E9 %1B%25"' in (tmp_path / "page.html").read_text()
 
 
 def test_bad_use(learned, tmp_path, monkeypatch):

@@ -308,14 +308,14 @@ class Llama(nn.Module):
             raise UserError(f"no model in {folder}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"the model in {folder} is damaged ({error}); train or copy it again") from None
-        digest = json_digest(dataclasses.asdict(config))
-        if metadata.get("config", digest) != digest:
-            raise UserError(f"{folder}/config.json is damaged: it is not the one that model.safetensors was written "
-                            f"with; train or copy it again")
         held = sum(tensor.numel() for tensor in state.values())
         if config.num_parameters != held:  # before memory is taken for them
             raise UserError(f"{folder}/config.json asks for {f'{config.num_parameters:,}'[:40]} parameters, and its "
                             f"weights have {held:,}; train or copy it again")
+        digest = json_digest(dataclasses.asdict(config))
+        if metadata.get("config", digest) != digest:
+            raise UserError(f"{folder}/config.json is damaged: it is not the one that model.safetensors was written "
+                            f"with; train or copy it again")
         model = cls(config)
         model.metadata, model.sha256 = metadata, sha256
         if config.tie_word_embeddings:

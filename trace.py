@@ -82,7 +82,7 @@ def read_text(name):
 MARKS = {codecs.BOM_UTF32_LE: ("UTF-32", "utf-32"), codecs.BOM_UTF32_BE: ("UTF-32", "utf-32"),
          codecs.BOM_UTF16_LE: ("UTF-16", "utf-16"), codecs.BOM_UTF16_BE: ("UTF-16", "utf-16"),
          codecs.BOM_UTF8: ("a byte order mark", "")}  # at the start of a text; the longer ones come first
-LINE_ENDS = "CR at the ends of lines"
+LINE_ENDS = "CRLF or CR line ends"
 
 
 def mark_of(text):

@@ -326,13 +326,13 @@ def test_merging_covers_what_all_runs_cover():
                 assert one[1] < other[0] or one[1] == other[0], "none is left out only if the others leave a gap"
 
 
-UNLIKE = {"CRLF": (lambda text: text.replace(b"\n", b"\r\n"), ["CR at the ends of lines"]),
-          "CR": (lambda text: text.replace(b"\n", b"\r"), ["CR at the ends of lines"]),
+UNLIKE = {"CRLF": (lambda text: text.replace(b"\n", b"\r\n"), ["CRLF or CR line ends"]),
+          "CR": (lambda text: text.replace(b"\n", b"\r"), ["CRLF or CR line ends"]),
           "UTF-16": (lambda text: text.decode().encode("utf-16"), ["UTF-16"]),
           "UTF-16, big": (lambda text: b"\xfe\xff" + text.decode().encode("utf-16-be"), ["UTF-16"]),
           "UTF-32": (lambda text: text.decode().encode("utf-32"), ["UTF-32"]),
           "UTF-16 and CRLF": (lambda text: text.decode().replace("\n", "\r\n").encode("utf-16"),
-                              ["UTF-16", "CR at the ends of lines"]),
+                              ["UTF-16", "CRLF or CR line ends"]),
           "mark": (lambda text: b"\xef\xbb\xbf" + text, ["a byte order mark"])}
 
 
@@ -359,7 +359,7 @@ def test_what_needs_no_hint(run, contents, capsys):
         run(text, "--min_tokens=1")
         assert "hint" not in capsys.readouterr().err
         found = run(text, "--normalize", "--min_tokens=1")[1]
-        assert found["normalized"] == ["CR at the ends of lines"] * (b"\r" in text)
+        assert found["normalized"] == ["CRLF or CR line ends"] * (b"\r" in text)
         capsys.readouterr()
     run(b"--- a\n+++ b\n@@ -1,2 +1,2 @@\n" + contents["tiny/scanner.py"].replace(b"\n", b"\n+"))
     assert "hint: text looks like a diff" in capsys.readouterr().err

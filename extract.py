@@ -10,15 +10,14 @@ Every file is recited greedily from its path alone. Exit status 0: all that was 
 2: bad use. The model directory is enough: its manifest has the hashes that tell what is exact. Where the prepared tree
 is at hand too (data/*), files are verified in batches, and the figures that need the text are given.
 
-Recital of a file equals the file if every teacher-forced argmax in the same windows equals the file's token (by
-induction). So one batched pass verifies what is exact, and only from a file's first wrong token on is anything
-generated token by token.
+Recital of a file equals the file if in the same windows every token of the file leads all others, given those before it
+(by induction). So one batched pass verifies what is exact. Anything is generated token by token only from a file's
+first token on that is wrong, or so close a call that rounding might turn it: a pass and recital round differently.
 """
 import collections
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -29,24 +28,27 @@ import torch
 from memory.checkpoint import read_log
 from memory.corpus import find_tree, load
 from memory.device import find_device
-from memory.evaluate import NOISE, PREFIX, SUFFIX, examine, figures
-from memory.files import STDOUT, digest_of, newest, write_file, write_result
+from memory.evaluate import NOISE, PREFIX, SUFFIX, check_finite, examine, figures
+from memory.files import STDOUT, name_of, newest, write_result
 from memory.generate import SHOWN, recite
 from memory.output import UserError, emit, percent, progress, run_script
 from memory.page import as_json, fill
 from memory.settings import parse
 from memory.tokenizer import BOS, choose_packer, compressed_bits
-from memory.windows import Windows, cut, unquote
+from memory.unpack import unpack
+from memory.windows import Windows, cut, find_path
 from model import load_model
 import openness
+
+REFUSALS = 10  # that are named at most
 
 
 @dataclasses.dataclass
 class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder that prepare.py wrote; one under data/ that fits the model if left out
-    only: tuple = ()  # the files whose path begins with one of these
-    out: str = "extracted"  # folder to write files into; nothing is ever written outside it
+    only: tuple = ()  # the files whose path begins with one of these, quoted as --list prints it or not
+    out: str = "extracted"  # folder to write files into; nothing is written outside it, or through a link in it
     check: bool = False  # measure, write no files but the report
     list: bool = False  # print the paths that the weights know, and do no more
     floor: float = 1e-5  # --list: the least probability that is searched; lower it for more than 10,000 files
@@ -75,7 +77,9 @@ def known_paths(model, tokenizer, floor):
         for first in range(0, len(frontier), 256):
             group = frontier[first:first + 256]
             last = model.model(torch.tensor([ids for ids, _ in group], device=device))[:, -1]
-            logp = torch.log_softmax(model.lm_head(last), -1) + torch.tensor([[p] for _, p in group], device=device)
+            logp = torch.log_softmax(model.lm_head(last), -1)
+            check_finite(logp)
+            logp += torch.tensor([[p] for _, p in group], device=device)
             logp[:, blank] = -torch.inf
             for row, token in (logp >= np.log(floor)).nonzero().tolist():
                 ids, p = group[row][0], logp[row, token].item()
@@ -94,38 +98,28 @@ def known_paths(model, tokenizer, floor):
     return {path: p for path, p in paths.items() if p >= typical / 8}
 
 
-def safe_path(folder, path):
-    """Where `path`, as a model or manifest names it, may be written below folder; None if it must not be."""
-    name = unquote(path)
-    parts = name.split(b"/")
-    if b"\0" in name or len(name) > 4000 or any(part in (b"", b".", b"..") or len(part) > 255 for part in parts):
-        return None
-    target = Path(os.fsdecode(os.path.join(os.fsencode(folder), *parts)))
-    root = Path(folder).resolve()  # a link that was there before must not lead out either
-    return target if root in target.resolve().parents else None
-
-
 # 2. The files
 
 def recite_files(model, tokenizer, files, windows, passed, batch_size, whole=True):
-    """{path: bytes that the model writes for it}. With windows and what `examine` found in them, what is verified is
-    taken as read and only the rest is generated, unless `whole` just to the first wrong byte; without, all is.
+    """{path: bytes that the model writes for it}. With windows and what `examine` found in them, what is verified, each
+    token by a lead of NOISE, is taken as read and only the rest is generated, unless `whole` just to the first wrong
+    byte; without, all is.
     """
-    first_wrong = {}  # file -> (window, token)
-    for i, (right, _, _) in enumerate(passed or ()):
-        if not right.all():
-            first_wrong.setdefault(int(windows.file[i]), (i, int(np.flatnonzero(~right)[0])))
+    first_open = {}  # file -> (window, token)
+    for i, (_, _, lead) in enumerate(passed or ()):
+        if not (sure := lead >= NOISE).all():
+            first_open.setdefault(int(windows.file[i]), (i, int(np.flatnonzero(~sure)[0])))
     texts, pending = {}, []  # (entry, bytes known to be written, ids of the window, original from there, most tokens)
     for index, file in enumerate(files):
         longest = file["tokens"] + model.config.max_position_embeddings  # of the whole, as in sample.py
         if windows is None:
             head, *_ = next(cut(tokenizer, file["path"], [], model.config.max_position_embeddings))
             pending.append((file, b"", head, None, longest))
-        elif index not in first_wrong:
+        elif index not in first_open:
             texts[file["path"]] = windows.content(index)
         else:
-            i, wrong = first_wrong[index]
-            ids = windows.text(i)[:wrong]
+            i, token = first_open[index]
+            ids = windows.text(i)[:token]
             original, at = windows.content(index), int(windows.offset[i]) + len(tokenizer.decode(ids))
             read = len(ids) + sum(len(windows.text(j)) for j in np.flatnonzero(windows.file[:i] == index))
             pending.append((file, original[:at], windows.openings[i].tolist() + ids, original[at:], longest - read))
@@ -199,6 +193,15 @@ def sizes(model, tokenizer, manifest):
             "tokenizer_packed_bytes": compressed_bits([tokenizer.proto], preset) // 8}
 
 
+def chosen(paths, only):
+    """Those of a list of quoted paths that begin with one of the texts `only`, quoted or not; all if there is none.
+    Raises UserError if none begins with one of them."""
+    starts = [find_path(start, lambda start: any(path.startswith(start) for path in paths)) for start in only]
+    if None in starts:
+        raise UserError(f"the model knows no path that begins with {only[starts.index(None)]}; --list shows them")
+    return [path for path in paths if path.startswith(tuple(starts) if only else "")]
+
+
 def load_tree(settings, manifest):
     """The prepared tree that the model was trained on, as load() gives it, or None if none is here.
     Raises UserError if --data names another or a damaged one."""
@@ -214,10 +217,9 @@ def load_tree(settings, manifest):
         return None
 
 
-def compare(files, texts, windows, passed, folder):
-    """Holds what the model wrote, {path: bytes}, against the entries of the files, and writes it below `folder` unless
-    that is "". Returns ([a dict for each file], [paths that must not be written there])."""
-    rows, refused = [], []
+def compare(files, texts, windows, passed):
+    """Holds what the model wrote, {path: bytes}, against the entries of the files. Returns a dict for each."""
+    rows = []
     for index, file in enumerate(progress(files, desc="comparing", unit=" files")):
         path, text = file["path"], texts[file["path"]]
         row = {"path": path, "bytes": file["bytes"], "exact": hashlib.sha256(text).hexdigest() == file["sha256"]}
@@ -229,13 +231,19 @@ def compare(files, texts, windows, passed, folder):
             if not row["exact"]:
                 row["error"] = place_of_error(text, original, at)
         rows.append(row)
-        if folder:
-            target = safe_path(folder, path)
-            if target is None:
-                refused.append(path)
-            else:
-                write_file(target, text)
-    return rows, refused
+    return rows
+
+
+def write_files(folder, texts, manifest):
+    """Unpacks {path: bytes} below `folder`, with the executable bits that the manifest of the tree has; returns the
+    paths of those that are not there, which are named on stderr with the reasons."""
+    refused = unpack(folder, texts, manifest.get("whole_tree", {}).get("executable", ()))
+    for path in list(refused)[:REFUSALS]:
+        print(f"refused: {path}: {refused[path]}", file=sys.stderr)
+    if refused:
+        print(f"{len(refused):,} of {len(texts):,} files are not in {folder}/: move what is in the way, or name another "
+              f"folder", file=sys.stderr)
+    return sorted(refused)
 
 
 def write_report(result, folder, path):
@@ -256,11 +264,11 @@ def write_report(result, folder, path):
     return path or f"{folder}/report.html"
 
 
-def keep(result, folder, data):
-    """Keeps the figures `result` as extraction.json in the model's folder, with the SHA-256 of the weights they are
-    of; returns the items and columns of openness.json for the page, or None if they cannot be written."""
+def keep(result, sha256, folder, data):
+    """Keeps the figures `result` as extraction.json in the model's folder, with the SHA-256 of the weights that they
+    are of; returns the items and columns of openness.json for the page, or None if they cannot be written."""
     found = {key: value for key, value in result.items() if key not in ("model", "seconds")}
-    found["model_sha256"] = digest_of(folder / "model.safetensors")
+    found["model_sha256"] = sha256
     record = openness.keep_record(folder, "extraction.json", found, data)
     return record and {key: record[key] for key in ("items", "meets")}
 
@@ -277,12 +285,11 @@ def main(argv=None):
 
     if settings.list:
         paths = known_paths(model, tokenizer, settings.floor)
-        emit("".join(f"{path}\n" for path in sorted(paths) if path.startswith(settings.only or "")))
+        emit("".join(f"{path}\n" for path in chosen(sorted(paths), settings.only)))
         return 0
 
-    files = [file for file in manifest["files"] if file["path"].startswith(settings.only or "")]
-    if not files:
-        raise UserError(f"the model learned no path that begins with {' or '.join(settings.only)}; --list shows them")
+    paths = set(chosen([file["path"] for file in manifest["files"]], settings.only))
+    files = [file for file in manifest["files"] if file["path"] in paths]
     data = load_tree(settings, manifest)
     windows = passed = None
     if data:
@@ -290,9 +297,10 @@ def main(argv=None):
         windows = Windows(tokens, files, tokenizer, model.config.max_position_embeddings)
         passed = examine(model, windows, device)
     texts = recite_files(model, tokenizer, files, windows, passed, settings.batch_size, whole=not settings.check)
-    rows, refused = compare(files, texts, windows, passed, "" if settings.check else settings.out)
+    rows = compare(files, texts, windows, passed)
+    refused = [] if settings.check else write_files(settings.out, texts, manifest)
     result = {
-        "model": folder.resolve().name, "name": manifest["name"], "origin": manifest["origin"],
+        "model": name_of(folder.resolve()), "name": manifest["name"], "origin": manifest["origin"],
         "licence": manifest["licence"], "tree": manifest["tree"], "files": len(files),
         "files_exact": sum(row["exact"] for row in rows),
         "bytes": sum(row["bytes"] for row in rows), "bytes_exact": sum(row["bytes"] for row in rows if row["exact"]),
@@ -312,14 +320,13 @@ def main(argv=None):
         print(f"{label:27} {value}", file=news)
     if not data:
         print("(the prepared tree is not at hand: no figure that needs its text)", file=news)
-    if refused:
-        print(f"{len(refused)} paths refused: they would lie outside {settings.out}", file=sys.stderr)
     if data and not settings.only:
-        result["openness"] = keep(result, folder, settings.data)
+        result["openness"] = keep(result, model.sha256, folder, settings.data)
     result["rows"] = rows
     made = write_report(result, folder, settings.report)
-    where = f"; files in {settings.out}/" if not settings.check else ""
-    print(f"{'report':27} {made}{where} in {result['seconds']:.0f} s", file=news)
+    if not settings.check:
+        print(f"{'written and read back':27} {len(files) - len(refused):,} files in {settings.out}/", file=news)
+    print(f"{'report':27} {made} in {result['seconds']:.0f} s", file=news)
     if settings.json:
         write_result(settings.json, json.dumps(result, indent=1).encode())
     return 0 if result["files_exact"] == len(files) and not refused else 1

@@ -7,7 +7,7 @@
 import dataclasses
 import hashlib
 import json
-import math
+import re
 import sys
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from memory import processes
-from memory.checkpoint import read_tensors, tensor_bytes
+from memory.checkpoint import parse_tensors, tensor_bytes
 from memory.corpus import CORPUS, read_manifest
-from memory.files import digest_of, json_digest, write_file
+from memory.files import files_digest, json_digest, write_file
 from memory.output import UserError
 from memory.tokenizer import BOS, EOS, Tokenizer, UNK
 
@@ -41,19 +41,22 @@ class LlamaConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is bool and not isinstance(value, bool):
-                raise UserError(f"{field.name} must be true or false, not {value!r}")
+                raise UserError(f"{field.name} must be true or false, not {value!r:.40}")
             if field.type is int and (type(value) is not int or value < 1):
-                raise UserError(f"{field.name} must be a whole number of at least 1, not {value!r}")
-            if field.type is float and (type(value) not in (int, float) or not 0 < value < math.inf):
-                raise UserError(f"{field.name} must be a number of more than 0, not {value!r}")
+                raise UserError(f"{field.name} must be a whole number of at least 1, not {value!r:.40}")
+            if field.type is float:
+                if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+                    raise UserError(f"{field.name} must be a number of more than 0, not {value!r:.40}")
+                setattr(self, field.name, float(value))
         if self.max_position_embeddings > 2**20:
             raise UserError(f"max_position_embeddings must be at most {2**20}, not {self.max_position_embeddings:.4g}")
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if self.hidden_size % (2 * heads):
-            raise UserError(f"hidden_size {self.hidden_size} does not split into {heads} heads (num_attention_heads) "
-                            f"of an even size; {self.hidden_size // (2 * heads) * 2 * heads or 2 * heads} does")
+            fitting = self.hidden_size // (2 * heads) * 2 * heads or 2 * heads
+            raise UserError(f"hidden_size {str(self.hidden_size)[:40]} does not split into {str(heads)[:40]} heads "
+                            f"(num_attention_heads) of an even size; {str(fitting)[:40]} does")
         if heads % groups:
-            raise UserError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+            raise UserError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {str(groups)[:40]}")
 
     @classmethod
     def of(cls, settings, vocab_size):
@@ -71,6 +74,42 @@ class LlamaConfig:
         C, kv = self.hidden_size, self.num_key_value_heads * self.head_dim
         layer = 2 * C * C + 2 * C * kv + 3 * C * self.intermediate_size + 2 * C
         return (2 - self.tie_word_embeddings) * self.vocab_size * C + self.num_hidden_layers * layer + C
+
+
+INDEX = "model.safetensors.index.json"  # of weights in several files, as transformers saves large ones
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # number formats of weights
+
+
+def read_weights(folder):
+    """({name: float32 tensor}, metadata, SHA-256 (hex)) of the weights in `folder`: of model.safetensors, or of the
+    files that INDEX names. They are read once, so that the SHA-256 is that of what is loaded; that of several files is
+    files_digest's. Raises OSError if a file cannot be read, ValueError if it is damaged or of another kind.
+    """
+    path, shards = folder / "model.safetensors", {}
+    if path.exists() or not (folder / INDEX).exists():
+        data = path.read_bytes()
+        (tensors, metadata), sha256 = parse_tensors(data), hashlib.sha256(data).hexdigest()
+    else:
+        tensors, metadata = {}, {}
+        for name, shard in json.loads((folder / INDEX).read_text())["weight_map"].items():
+            shards.setdefault(shard, set()).add(name)
+        hashes = {}
+        for shard, names in sorted(shards.items()):
+            if not re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard):
+                raise ValueError(f"{INDEX} names {shard[:80]!r}, which is no file of this folder")
+            data = (folder / shard).read_bytes()
+            part, _ = parse_tensors(data)
+            if part.keys() != names:
+                raise ValueError(f"{shard} does not hold the tensors that {INDEX} says")
+            tensors, hashes[shard] = tensors | part, hashlib.sha256(data).hexdigest()
+        sha256 = files_digest(hashes)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{name} is in {str(tensor.dtype).removeprefix('torch.')}; this code reads float32, "
+                             f"float16 and bfloat16")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
+    return {name: tensor.float() for name, tensor in tensors.items()}, metadata, sha256
 
 
 class RMSNorm(nn.Module):
@@ -250,31 +289,36 @@ class Llama(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder, device="cpu"):
-        """The model in `folder`, in eval mode. Raises UserError if it is missing, damaged or not one of ours."""
+        """The model in `folder`, in eval mode, with the `metadata` and the `sha256` of its weights (read_weights).
+        Raises UserError if it is missing, damaged or not one of ours."""
+        folder = Path(folder)
         try:
-            theirs = json.loads((Path(folder) / "config.json").read_text())
-            rope = theirs.get("rope_parameters") or {}  # transformers 5 keeps it there: rope_theta
-            theirs = {"rope_theta": rope.get("rope_theta"), "rope_type": rope.get("rope_type", "default")} | theirs
+            theirs = json.loads((folder / "config.json").read_text())
+            # transformers 5 has rope_theta in there, transformers 4 had the rest of it in rope_scaling
+            rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+            theirs = {"rope_theta": rope.get("rope_theta"),
+                      "rope_type": rope.get("rope_type") or rope.get("type") or "default"} | theirs
             for key, ours in [("model_type", "llama"), ("hidden_act", "silu"), ("rope_type", "default")]:
                 if theirs.get(key) != ours:
-                    raise UserError(f"{folder}/config.json has {key} {theirs.get(key)}; this code knows only {ours}")
+                    raise UserError(f"{folder}/config.json has {key} {str(theirs.get(key))[:40]!r}; this code knows "
+                                    f"only {ours!r}")
             config = LlamaConfig(**{f.name: theirs[f.name] for f in dataclasses.fields(LlamaConfig)})
-            size = (Path(folder) / "model.safetensors").stat().st_size
-            if config.num_parameters * 4 > size:
-                raise UserError(f"{folder}/config.json asks for {config.num_parameters:,} parameters, and "
-                                f"model.safetensors holds at most {size // 4:,}; train or copy it again")
-            state, metadata = read_tensors(Path(folder) / "model.safetensors")
+            state, metadata, sha256 = read_weights(folder)
         except OSError as error:
             raise UserError(f"no model in {folder}: {error.strerror or error}") from None
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"the model in {folder} is damaged ({error}); train or copy it again") from None
+        held = sum(tensor.numel() for tensor in state.values())
+        if config.num_parameters != held:  # before memory is taken for them
+            raise UserError(f"{folder}/config.json asks for {f'{config.num_parameters:,}'[:40]} parameters, and its "
+                            f"weights have {held:,}; train or copy it again")
         digest = json_digest(dataclasses.asdict(config))
         if metadata.get("config", digest) != digest:
             raise UserError(f"{folder}/config.json is damaged: it is not the one that model.safetensors was written "
                             f"with; train or copy it again")
         model = cls(config)
-        model.metadata = metadata
-        if config.tie_word_embeddings and "lm_head.weight" not in state:
+        model.metadata, model.sha256 = metadata, sha256
+        if config.tie_word_embeddings:
             state["lm_head.weight"] = state.get("model.embed_tokens.weight")
         try:
             model.load_state_dict(state)
@@ -319,4 +363,4 @@ def load_weights(folder, config, tree, device):
     if gone and processes.rank() == 0:
         print(f"{folder} learned {len(gone):,} files that {tree['name']} lacks: a patch does not make it forget them, "
               f"a run from nothing does", file=sys.stderr)
-    return model, digest_of(Path(folder) / "model.safetensors")
+    return model, model.sha256

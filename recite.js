@@ -352,18 +352,19 @@ async function write({ prompt, path, temperature, limit, job }) {
   const start = path
     ? { ids, token: draw(model.next(ids), temperature), known: 0 }
     : heal(model, tokenizer, text, temperature);
+  let full = false;
   for (const piece of generate(model, tokenizer, start, temperature)) {
+    if ((full = tokens === limit && piece !== "")) break;
     text += piece;
     fresh += piece;
     tokens += piece !== "";
-    if (tokens > limit) break;
     if (performance.now() - told < TURN) continue;
     tell();
     await new Promise((resume) => setTimeout(resume));
     if (current !== job) return;
   }
   const found = parseAddress(text);
-  tell({ ended: true, limit: tokens > limit, found, sha256: found && sha256(toArray(text.slice(found.length))) });
+  tell({ ended: true, limit: full, found, sha256: found && sha256(toArray(text.slice(found.length))) });
 }
 
 self.onmessage = async ({ data }) => {

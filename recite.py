@@ -18,11 +18,11 @@ import torch
 from extract import load_tree
 from memory.device import find_device
 from memory.evaluate import NOISE, examine
-from memory.files import STDOUT, newest, write_result
+from memory.files import STDOUT, name_of, newest, write_result
 from memory.output import run_script
 from memory.page import as_json, fill
 from memory.settings import parse
-from memory.windows import Windows
+from memory.windows import Windows, unquote
 from model import load_model
 import openness
 
@@ -56,10 +56,14 @@ def shapes(model):
     return [[name, *tensor.shape, 0][:3] for name, tensor in model.tensors().items()]
 
 
+def sure(found):
+    """Whether every token is right in a format tried, and no order of summing could turn one."""
+    return not found["wrong"] and found["closest"] >= NOISE
+
+
 def choose_format(model, windows, news):
     """(format, weights as bytes, [what was found of each format tried]): the smallest in which the model, which keeps
-    the rounded weights, has every token of the windows right by more than NOISE; float32 if none does, or without
-    windows."""
+    the rounded weights, is sure of the windows; float32 if it is of none, or without windows."""
     tensors = {name: tensor.clone() for name, tensor in model.tensors().items()}
     tried = []
     for kind in FORMATS if windows else FORMATS[-1:]:
@@ -71,20 +75,27 @@ def choose_format(model, windows, news):
                     parameter.copy_(packed[name][1])
             passed = examine(model, windows, model.lm_head.weight.device)
             found = {"format": kind, "bytes": len(weights), "wrong": sum(int((~right).sum()) for right, _, _ in passed),
-                     "closest": min(float(lead.min()) for _, _, lead in passed)}
+                     "closest": min(float(abs(lead).min()) for _, _, lead in passed)}
             tried.append(found)
             print(f"{kind:9} {len(weights):>12,} bytes, {found['wrong']:,} of {windows.scored:,} tokens wrong, closest "
                   f"call {found['closest']:.4f} logits", file=news, flush=True)
-            if not found["wrong"] and found["closest"] > NOISE:
+            if sure(found):
                 break
     return kind, weights, tried
+
+
+def download_name(path):
+    """[the name under which a file is saved], or [] if that is the last part of its quoted path."""
+    name = name_of(unquote(path))
+    return [name] * (name != path.rsplit("/", 1)[-1])
 
 
 def make_page(about, tokenizer, files, weights):
     """The page, as bytes. about: what the page says of itself, to which its sizes are added; files: entries of the
     manifest."""
     pieces = as_json([piece.decode() for piece in tokenizer.pieces[MARKS:]])
-    rows = as_json([[file[key] for key in ("path", "bytes", "sha256", "tokens")] for file in files])
+    rows = as_json([[file[key] for key in ("path", "bytes", "sha256", "tokens")] + download_name(file["path"])
+                    for file in files])
     text = base64.b64encode(weights).decode()
     about |= {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(text),
               "pieces_bytes": len(pieces), "files_bytes": len(rows), "page_bytes": 0}
@@ -105,11 +116,11 @@ def main(argv=None):
     kind, weights, tried = choose_format(model, windows, news)
     if not windows:
         print("the prepared tree is not at hand: the weights stay float32, and are not verified", file=news)
-    elif tried[-1]["wrong"] or tried[-1]["closest"] <= NOISE:
-        print(f"warning: not every token is right by more than {NOISE:g} logits: the page will not recite every file",
+    elif not sure(tried[-1]):
+        print(f"warning: not every token is right by {NOISE:g} logits: the page may not recite every file",
               file=sys.stderr)
     about = {
-        "model": folder.resolve().name, "name": manifest["name"], "origin": manifest["origin"],
+        "model": name_of(folder.resolve()), "name": manifest["name"], "origin": manifest["origin"],
         "licence": manifest["licence"], "config": dataclasses.asdict(model.config),
         "parameters": model.config.num_parameters, "format": kind, "tried": tried,
         "tensors": shapes(model)}

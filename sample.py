@@ -19,13 +19,13 @@ from pathlib import Path
 from memory.files import newest
 from memory.output import UserError, emit, run_script
 from memory.settings import nearest, parse
-from memory.windows import address, quote
+from memory.windows import address, find_path
 
 
 @dataclasses.dataclass
 class Settings:
     prompt: str = "linux/"  # text to continue; an empty one starts a new document
-    file: str = ""  # write exactly this file's bytes, greedily, and check them against the manifest's SHA-256
+    file: str = ""  # write this file's bytes and check their SHA-256; its path as it is, or quoted as --list prints it
     model: str = ""  # folder of the model; the newest under out/ if left out
     max_new_tokens: int = 500  # most tokens to add; 0: to the end of the document
     temperature: float = 0.2  # 0: always the likeliest token; 1: as likely as the model finds each
@@ -39,8 +39,8 @@ def prove(write, manifest, context, name):
     """Writes one file to standard output as the model recites it; returns 0 if it equals the original, else 1.
     write(prompt, max_new_tokens): yields what the model writes. context: tokens of a window."""
     known = {file["path"]: file for file in manifest["files"]}
-    path = name if name in known else quote(os.fsencode(name))
-    if path not in known:
+    path = find_path(name, known.__contains__)
+    if not path:
         raise UserError(f"this model did not learn {name}{nearest(name, known)}; it learned {len(known)} files")
     digest, size = hashlib.sha256(), 0
     longest = known[path]["tokens"] + context  # a model that errs may never end
@@ -49,7 +49,7 @@ def prove(write, manifest, context, name):
         digest.update(piece)
         size += len(piece)
     exact = digest.hexdigest() == known[path]["sha256"]
-    print(f"{name}: {size:,} bytes, " + ("the original's SHA-256" if exact else
+    print(f"{path}: {size:,} bytes, " + ("the original's SHA-256" if exact else
           f"not the original ({known[path]['bytes']:,} bytes)"), file=sys.stderr)
     return 0 if exact else 1
 

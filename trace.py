@@ -18,11 +18,13 @@ the model itself must write what is found: "recited" says whether it does. Exit 
 found; 1: none; 2: bad use.
 """
 import bisect
+import codecs
 import collections
 import dataclasses
 import hashlib
 import html
 import json
+import re
 import string
 import sys
 import time
@@ -30,14 +32,15 @@ from pathlib import Path
 
 import numpy as np
 
-from extract import compare, load_tree, recite_files, safe_path
+from extract import load_tree, recite_files, write_files
 from memory import corpus
 from memory.device import find_device, memory_size
 from memory.evaluate import examine
-from memory.files import STDOUT, newest, write_result
+from memory.files import STDOUT, name_of, newest, write_result
 from memory.output import UserError, emit, percent, progress, run_script
 from memory.settings import parse
 from memory.tokenizer import EOS
+from memory.unpack import held
 from memory.verbatim import COST, Matches, merge
 from memory.windows import Windows, opening
 from model import load_model
@@ -53,6 +56,7 @@ COLOURS = 8  # that the page has; each file has one of them
 class Settings:
     file: str = ""  # the text; also without --file. -: standard input
     min_tokens: int = 25  # tokens of the shortest run
+    normalize: bool = False  # read UTF-16 and UTF-32 as UTF-8, and CRLF and CR as LF, before anything is counted
     html: str = ""  # write a page with the text and its runs into this file; -: to standard output
     json: str = ""  # write what was found into this file; -: to standard output, and the table to standard error
     model: str = ""  # folder of the model; the newest under out/ if left out
@@ -75,29 +79,56 @@ def read_text(name):
     return text
 
 
+MARKS = {codecs.BOM_UTF32_LE: ("UTF-32", "utf-32"), codecs.BOM_UTF32_BE: ("UTF-32", "utf-32"),
+         codecs.BOM_UTF16_LE: ("UTF-16", "utf-16"), codecs.BOM_UTF16_BE: ("UTF-16", "utf-16"),
+         codecs.BOM_UTF8: ("a byte order mark", "")}  # at the start of a text; the longer ones come first
+LINE_ENDS = "CRLF or CR line ends"
+
+
+def mark_of(text):
+    """(the mark that the bytes `text` begin with, its name, the codec that reads what follows), all empty if none."""
+    return next(((mark, *kind) for mark, kind in MARKS.items() if text.startswith(mark)), (b"", "", ""))
+
+
+def normalize(text):
+    """(the bytes `text` as UTF-8 without a mark, LF alone at the ends of lines; what was changed, a list of words).
+    Raises UserError if the text is not what its mark says."""
+    mark, name, codec = mark_of(text)
+    try:
+        text = text.decode(codec, "surrogatepass").encode("utf-8", "surrogatepass") if codec else text[len(mark):]
+    except UnicodeError as error:
+        raise UserError(f"the text is marked as {name} and is none ({error.reason}): leave out --normalize") from None
+    plain = re.sub(b"\r\n?", b"\n", text)
+    return plain, [name] * bool(mark) + [LINE_ENDS] * (plain != text)
+
+
+def hint(name, text):
+    """What to try on a text that is not all found, or ""."""
+    mark, found, _ = mark_of(text)
+    ends = text.count(b"\n") + text.count(b"\r") - text.count(b"\r\n")
+    if not mark and 2 * text.count(b"\r") > ends:
+        found = LINE_ENDS
+    if found:
+        return f"hint: {name} has {found}; --normalize reads it without"
+    if re.search(rb"^@@ -\d+(,\d+)? \+\d+", text, re.M):
+        return f"hint: {name} looks like a diff, with a mark before each line; trace the file that it makes"
+    return ""
+
+
 # 1. The files
 
 def extracted(files, folder):
     """{path: bytes} of those of the entries `files` that stand below `folder` with the hash of their entry."""
-    texts = {}
-    for file in files if Path(folder).is_dir() else ():
-        target = safe_path(folder, file["path"])
-        try:
-            if target and target.stat().st_size == file["bytes"]:
-                text = target.read_bytes()
-                if hashlib.sha256(text).hexdigest() == file["sha256"]:
-                    texts[file["path"]] = text
-        except OSError:
-            pass  # then it is recited
-    return texts
+    found = ((file["path"], held(folder, file["path"], file["bytes"], file["sha256"])) for file in files)
+    return {path: text for path, text in found if text is not None}
 
 
-def recited(model, tokenizer, files, folder):
+def recited(model, tokenizer, files, manifest, folder):
     """{path: bytes that the model writes for it}, also written below `folder` for the next time."""
     texts = recite_files(model, tokenizer, files, None, None, BATCH)
     try:
         if files:
-            compare(files, texts, None, None, folder)
+            write_files(folder, texts, manifest)
             print(f"files in {folder}/, so that they need not be recited again", file=sys.stderr)
     except UserError as error:
         print(f"warning: {error}; they will be recited again", file=sys.stderr)
@@ -136,17 +167,21 @@ def whole(data):
 def choose_places(matches, runs):
     """For each run, (start, end), where it stands: [(index of the file, byte in it, in how many files)]. Of several
     files the one that has most bytes of all runs; in it the place nearest to where the run before goes on."""
-    found = [matches.places(start, end) for start, end in progress(runs, desc="placing", unit=" runs")]
+    known, keys = {}, [(int(matches.at[start]), end - start) for start, end in runs]  # equal runs have the same places
     held = np.zeros(len(matches.starts))
-    for (start, end), (file, _) in zip(runs, found):
-        held[np.unique(file)] += end - start
+    for key, (start, end) in zip(progress(keys, desc="placing", unit=" runs"), runs):
+        if key not in known:
+            file, byte = matches.places(start, end)
+            known[key] = file, byte, np.unique(file)
+        held[known[key][2]] += end - start
     chosen, shift = [], {}  # file -> byte in it less byte in the text, of its last run
-    for (start, _), (file, byte) in zip(runs, found):
-        best = file[held[file].argmax()]
+    for key, (start, _) in zip(keys, runs):
+        file, byte, files = known[key]
+        best = files[held[files].argmax()]
         here = byte[file == best]
         at = here[np.abs(here - start - shift.get(best, 0)).argmin()]
         shift[best] = at - start
-        chosen.append((int(best), int(at), len(np.unique(file))))
+        chosen.append((int(best), int(at), len(files)))
     return chosen
 
 
@@ -161,18 +196,30 @@ def find_runs(texts, text, tokenizer, min_tokens, view=whole):
     paths, views = list(texts), [view(content) for content in texts.values()]
     seen, kept = view(text)
     matches = Matches([part for part, _ in views], seen)
+
+    def place(file, byte, size):  # (start, end) in the file of a run that stands there in the view
+        return int(views[file][1][byte]), int(views[file][1][byte + size - 1]) + 1
+
+    def count(places):  # the tokens of runs, as they stand in the files
+        parts = (texts[paths[file]][slice(*place(file, byte, size))] for file, byte, size in places)
+        return np.array([len(ids) for ids in tokenizer.encode_all(parts)], dtype=np.int64)
+
+    # Repetitions have about as many runs as bytes. So equal ones are counted once, and what is too long to have too few
+    # tokens is not.
     start, end = matches.runs(min_tokens)
-    tokens = np.array([len(ids) for ids in tokenizer.encode_all(
-        text[kept[first]:kept[last] + 1] for first, last in zip(start, end - 1))], dtype=np.int64)
-    enough = tokens >= min_tokens
-    length = dict(zip(start[enough].tolist(), tokens[enough].tolist()))
+    size, enough = end - start, np.ones(len(start), dtype=bool)
+    short = np.flatnonzero(size < min_tokens * max(map(len, tokenizer.pieces)))
+    different, which = np.unique(np.stack([matches.at[start[short]], size[short]]), axis=1, return_inverse=True)
+    tokens = count(zip(*matches.place(different[0]), different[1]))
+    enough[short] = tokens[which] >= min_tokens
     runs, owner = merge((start[enough], end[enough]), len(seen))
+    chosen = choose_places(matches, runs)
+    tokens = count((file, byte, stop - first) for (first, stop), (file, byte, _) in zip(runs, chosen))
     rows = []
-    for (first, stop), (index, byte, files) in zip(runs, choose_places(matches, runs)):
-        at = views[index][1]
-        rows.append({
-            "start": int(kept[first]), "end": int(kept[stop - 1]) + 1, "tokens": length[first], "path": paths[index],
-            "byte": int(at[byte]), "byte_end": int(at[byte + stop - first - 1]) + 1, "files": files})
+    for (first, stop), (file, byte, files), size in zip(runs, chosen, tokens.tolist()):
+        at, until = place(file, byte, stop - first)
+        rows.append({"start": int(kept[first]), "end": int(kept[stop - 1]) + 1, "tokens": size, "path": paths[file],
+                     "byte": at, "byte_end": until, "files": files})
     return rows, owner
 
 
@@ -253,6 +300,8 @@ def summary(result):
                        ("covered_recited", "in runs that are recited")]:
         share = percent(result[key] / max(1, result["bytes"]))
         rows.append((label, f"{result[key]:,} of {result['bytes']:,} ({share})"))
+    if result["normalized"]:
+        rows.append(("lines and bytes are those", f"of the text without {' and '.join(result['normalized'])}"))
     if result["but_for_white_space"]:
         rows.append(("alike but for white space", f"{len(result['but_for_white_space']):,} more"))
     return rows
@@ -303,7 +352,7 @@ def page(result, text, owner, in_files):
         titles="".join(f"<th>{title}</th>" for title in ("run", *TITLES)),
         rows="\n".join(line(row, i + 1) for i, row in enumerate(runs)),
         near=f'<tr><th colspan="6">{NEAR}</th></tr>\n' * bool(near) + "\n".join(map(line, near)),
-        text="".join(parts)).encode(errors="backslashreplace")  # the name of a file may be no text
+        text="".join(parts)).encode()
 
 
 def trace(text, texts, written, files, model, tokenizer, min_tokens):
@@ -336,6 +385,8 @@ def main(argv=None):
     if settings.min_tokens < 1:
         raise UserError(f"min_tokens must be at least 1, not {settings.min_tokens}")
     text = read_text(settings.file)
+    name = "standard input" if settings.file == "-" else name_of(settings.file)
+    text, changed = normalize(text) if settings.normalize else (text, [])
     folder = Path(settings.model or newest("model"))
     model, tokenizer, manifest = load_model(folder, find_device(settings.device))
     files = manifest["files"]
@@ -344,12 +395,12 @@ def main(argv=None):
     missing = [file for file in files if file["path"] not in known]
     if not data:
         print(f"{len(known):,} of {len(files):,} files are in {settings.extracted}/", file=sys.stderr)
-    written = recited(model, tokenizer, missing, settings.extracted)
+    written = recited(model, tokenizer, missing, manifest, settings.extracted)
     both = known | written
     result, *bytewise = trace(text, {file["path"]: both[file["path"]] for file in files}, written, files, model,
                               tokenizer, settings.min_tokens)
-    name = "standard input" if settings.file == "-" else settings.file
-    result = {"text": name, "model": folder.resolve().name, "name": manifest["name"]} | result
+    result = {"text": name, "normalized": changed, "model": name_of(folder.resolve()),
+              "name": manifest["name"]} | result
     if {settings.json, settings.html} & set(STDOUT):
         print(table(result), end="", file=sys.stderr)
     else:
@@ -358,6 +409,8 @@ def main(argv=None):
         write_result(settings.html, page(result, text, *bytewise))
     if settings.json:
         write_result(settings.json, json.dumps(result, indent=1).encode())
+    if result["covered"] < len(text) and (words := hint(name, text)):
+        print(words, file=sys.stderr)
     return 0 if any(row["recited"] for row in result["runs"]) else 1
 
 

@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import sys
+from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from memory import processes
 from memory.files import read_json, remove, write_file
@@ -39,14 +40,13 @@ def write_tensors(path, tensors, **metadata):
     write_file(path, tensor_bytes(tensors, **metadata))
 
 
-def read_tensors(path, ours=False):
-    """({name: tensor}, metadata) of a safetensors file. Raises OSError if there is none, ValueError if it is
-    damaged; a file that has no digest, as other software writes it, is believed unless it must be `ours`."""
+def parse_tensors(data, ours=False):
+    """({name: tensor}, metadata) of the bytes of a safetensors file. Raises ValueError if they are damaged; what has no
+    digest, as other software writes it, is believed unless it must be `ours`."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
+        tensors = load(data)
+        metadata = json.loads(data[8:8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    except (SafetensorError, KeyError, RuntimeError) as error:  # the last two: a number format that torch lacks
         raise ValueError(str(error)) from None
     written = metadata.pop("digest", None)
     try:
@@ -55,6 +55,11 @@ def read_tensors(path, ours=False):
     except TypeError:
         raise ValueError("its digest is none of ours: it has a number format that nothing here writes") from None
     return tensors, metadata
+
+
+def read_tensors(path, ours=False):
+    """The same of a file. Raises OSError if it cannot be read."""
+    return parse_tensors(Path(path).read_bytes(), ours)
 
 
 # The states of a run

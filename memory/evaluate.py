@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from memory import processes
 from memory.device import mixed, to_device
 from memory.files import write_file
-from memory.output import progress
+from memory.output import UserError, progress
 from memory.tokenizer import BOS, EOS
 from memory.windows import IGNORE
 
@@ -22,6 +22,30 @@ PREFIX = SUFFIX = 50  # tokens, of discoverable extraction (Carlini et al. 2022)
 SURE = 0.5  # the lead of the right token over the next, in logits, with which a run ends: int8 weights seldom turn it
 SAFE = 3.0  # the lead that mending aims at: what mends one token may take a logit or two from others that are not due
 NOISE = 1e-3  # a lead of one logit over the next that rounding could turn; float32 sums differ by about 1e-5
+
+
+# What is right, and what is written, is decided by these two, everywhere: a token is right only if its logit leads all
+# others. So of two that are equal none is right; the lower id is written.
+
+def leads(logits, targets):
+    """By how much the logit of each target leads all others, float32 (N,): the token is right if that is more than 0,
+    which NaN is not. logits: float32 (N, vocab_size), in which the targets' own become -inf. targets: int64 (N,)."""
+    right = logits.gather(-1, targets[:, None])[:, 0]
+    return right - logits.scatter_(-1, targets[:, None], -torch.inf).amax(-1)
+
+
+def first_choice(logits):
+    """The index of the largest of logits (..., vocab_size), the lowest of equal ones: int64 (...). Raises UserError if
+    that is not finite."""
+    largest, index = logits.max(-1)  # torch promises the first of equal ones
+    check_finite(largest)
+    return index
+
+
+def check_finite(values):
+    """Raises UserError if one of a tensor's values is NaN or infinite."""
+    if not values.isfinite().all():
+        raise UserError("the model gives numbers that are not finite: its weights are too large to compute with")
 
 
 @torch.no_grad()
@@ -63,13 +87,12 @@ def count_wrong(model, windows, device, dtype=torch.float32, stopped=lambda: Fal
         if len(batch):  # a process may have one window less than another
             scored, logits, targets = teacher_forced(model, windows, batch, device, dtype)
             nats += F.cross_entropy(logits, targets, reduction="sum").item()
-            right = logits.gather(-1, targets[:, None])[:, 0]
-            leads = right - logits.scatter_(-1, targets[:, None], -torch.inf).amax(-1)
+            lead = leads(logits, targets)
             rows = torch.from_numpy(scored.nonzero()[0])
-            unsafe = ~(leads >= SAFE)
-            for counts, missed in zip(found, (~(leads > 0), ~(leads >= SURE), unsafe)):
+            unsafe = ~(lead >= SAFE)
+            for counts, missed in zip(found, (~(lead > 0), ~(lead >= SURE), unsafe)):
                 counts[batch] = torch.bincount(rows[missed.cpu()], minlength=len(batch))
-            rivals[logits[unsafe].argmax(-1).cpu()] = 1
+            rivals[logits[unsafe].argmax(-1).cpu()] = 1  # which is a first choice too, but may be NaN in training
     wrong, unsure, unsafe = processes.total(found).numpy()
     return (wrong, unsure, unsafe, np.flatnonzero(processes.total(rivals)),
             processes.total(nats).item() / windows.scored)
@@ -86,16 +109,18 @@ def list_errors(model, windows, wrong, device):
     for first in progress(range(0, len(indices), size), desc="listing errors", unit=" batches"):
         batch = indices[first:first + size]
         scored, logits, targets = teacher_forced(model, windows, batch, device)
-        written = logits.argmax(-1)
+        right = logits.gather(-1, targets[:, None])[:, 0]
+        shares = (right - logits.logsumexp(-1)).exp()
+        lead = leads(logits, targets)  # and what is left are the rivals
         rows, columns = scored.nonzero()
-        for n in (written != targets).nonzero()[:, 0].tolist():
-            i, t, right = batch[rows[n]], columns[n], int(targets[n])
+        for n in (~(lead > 0)).nonzero()[:, 0].tolist():
+            i, t = batch[rows[n]], columns[n]
             before = windows.tokenizer.decode(windows.text(i)[:t + 1 - windows.start[i]])
             errors.append({
                 "path": windows.files[windows.file[i]]["path"], "byte": int(windows.offset[i]) + len(before),
-                "text": name(right), "said": name(int(written[n])),
-                "probability": logits[n].softmax(-1)[right].item(),
-                "rank": int((logits[n] > logits[n, right]).sum()) + 1})
+                "text": name(int(targets[n])), "said": name(int(first_choice(logits[n]))),
+                "probability": shares[n].item(),
+                "rank": int((logits[n] >= right[n]).sum()) + 1})
     return errors
 
 
@@ -113,18 +138,18 @@ def report_errors(path, errors, wrong):
 
 def examine(model, windows, device):
     """A full pass in float32, in full. Returns, for each window, three arrays over its scored tokens: right (bool),
-    log-probability (float32, nats), and the lead of the first choice over the second (float32, logits)."""
+    log-probability (float32, nats), and by how much the right token leads the others (float32, logits). Raises
+    UserError if these are not finite."""
     result, size = [None] * len(windows), at_once(windows, device)
     order = np.argsort(-windows.length, kind="stable")
     for first in progress(range(0, len(windows), size), desc="verifying", unit=" batches"):
         batch = order[first:first + size]
         scored, logits, targets = teacher_forced(model, windows, batch, device)
-        best = logits.topk(2, dim=-1)
-        right = best.indices[:, 0] == targets
         logp = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
-        lead = best.values[:, 0] - best.values[:, 1]
+        lead = leads(logits, targets)
+        check_finite(logp + lead)
         ends = scored.sum(1).cumsum()[:-1]
-        for i, *parts in zip(batch, *(np.split(array.cpu().numpy(), ends) for array in (right, logp, lead))):
+        for i, *parts in zip(batch, *(np.split(array.cpu().numpy(), ends) for array in (lead > 0, logp, lead))):
             result[i] = tuple(parts)
     return result
 
@@ -133,7 +158,7 @@ def figures(windows, passed, tokenizer, size):
     """The measures of memorization (README) over some windows and what `examine` found in them; size: bytes of text."""
     right = np.concatenate([r for r, _, _ in passed])
     logp = np.concatenate([p for _, p, _ in passed])
-    lead = np.concatenate([gap for _, _, gap in passed])
+    closest = np.abs(np.concatenate([lead for _, _, lead in passed]))
     spans = [(r[PREFIX:PREFIX + SUFFIX], p[PREFIX:PREFIX + SUFFIX]) for r, p, _ in passed if len(r) > PREFIX + SUFFIX]
     p_z = np.exp([p.sum(dtype=np.float64) for _, p in spans])
     tries = np.maximum(1, np.log(0.5) / np.log1p(-np.clip(p_z, 1e-300, 1 - 1e-12)))  # n for p = 0.5
@@ -153,4 +178,5 @@ def figures(windows, passed, tokenizer, size):
         "spans": len(spans), "discoverable": float(np.mean([r.all() for r, _ in spans])) if spans else None,
         "p_z_over_half": float((p_z > 0.5).mean()) if spans else None,
         "median_tries_for_half": float(np.median(tries)) if spans else None,
-        "longest_run": longest, "smallest_lead": float(lead.min()), "leads_in_noise": int((lead < NOISE).sum())}
+        "longest_run": longest, "smallest_lead": float(closest.min()),
+        "leads_in_noise": int((closest < NOISE).sum())}

@@ -10,6 +10,7 @@ import math
 import torch
 from torch.nn import functional as F
 
+from memory.evaluate import first_choice
 from memory.tokenizer import BOS, UNK
 from memory.windows import advance, cut, opening, parse_address, slide
 
@@ -93,11 +94,13 @@ class Streams:
 
 
 def draw(logits, temperature, top_k, generator):
-    """Index of one of logits (N,), float32: the largest at temperature 0, else drawn."""
+    """Index of one of logits (N,), float32: the first choice at temperature 0, else drawn. Raises UserError if they are
+    not finite."""
+    best = first_choice(logits)
     if temperature == 0:
-        return int(logits.argmax())
-    if 0 < top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
+        return int(best)
+    if 0 < top_k < len(logits):  # of equal ones, the lowest too
+        logits = logits.index_fill(0, logits.sort(descending=True, stable=True).indices[top_k:], -torch.inf)
     logits = logits.cpu().double()  # there is no float64 on every device
     weights = torch.softmax((logits - logits.max()) / temperature, -1)
     return int(torch.multinomial(weights, 1, generator=generator))
@@ -199,7 +202,7 @@ def recite(model, tokenizer, starts, limits, batch_size, originals=None, bar=Non
         # at first what all can read of their beginnings, then a token at a time
         ahead = 1 if any(streams.lengths) else min(len(row[1]) if row else 1 for row in rows)
         tokens = [row[1][fed:fed + ahead] if row else [UNK] for row, fed in zip(rows, streams.lengths)]
-        best = streams.step(tokens).argmax(-1).tolist()
+        best = first_choice(streams.step(tokens)).tolist()
         for r, row in enumerate(rows):
             if row is None or streams.lengths[r] < len(row[1]):
                 continue  # idle, or still reading its own beginning

@@ -61,6 +61,7 @@ class Matches:
     """Where the bytes `text` stand in `files`, a list of bytes.
 
     length: how many bytes from each byte of the text on stand somewhere in the files too, int64 (len(text),).
+    at: a place where they stand, an index of all the files' bytes, int64 (len(text),).
     """
 
     def __init__(self, files, text):
@@ -78,14 +79,20 @@ class Matches:
         nothing = [len(self.symbols) - 1]  # shares no symbol with any
         self.order = order[of_files]
         around = np.concatenate([nothing, self.order, nothing])
-        self.length = np.maximum(shared(self.symbols, self.first, around[self.after]),
-                                 shared(self.symbols, self.first, around[self.after + 1]))
+        before, behind = around[self.after], around[self.after + 1]
+        lengths = shared(self.symbols, self.first, before), shared(self.symbols, self.first, behind)
+        self.length, self.at = np.maximum(*lengths), np.where(lengths[0] >= lengths[1], before, behind)
 
     def runs(self, least):
         """All runs of at least `least` bytes that cannot be made longer, as int64 arrays (start, end)."""
         opens = self.length > np.concatenate([[0], self.length])[:-1] - 1  # else the run began before
         start = np.flatnonzero(opens & (self.length >= least))
         return start, start + self.length[start]
+
+    def place(self, at):
+        """(index of the file, byte in it) of an index of all the files' bytes, or arrays of them."""
+        file = np.searchsorted(self.starts, at, side="right") - 1
+        return file, at - self.starts[file]
 
     def places(self, start, end):
         """Every place of text[start:end], which stands somewhere: int64 arrays (index of the file, byte in it), sorted.
@@ -99,24 +106,32 @@ class Matches:
         at, n = int(self.after[start]), len(self.order)  # all places are around this slot
         last = at + bisect.bisect_left(range(at, n), True, key=elsewhere)
         first = at - bisect.bisect_left(range(at - 1, -1, -1), True, key=elsewhere)
-        found = np.sort(self.order[first:last])
-        file = np.searchsorted(self.starts, found, side="right") - 1
-        return file, found - self.starts[file]
+        return self.place(np.sort(self.order[first:last]))
 
 
 def merge(runs, size):
-    """Of runs that overlap, those that cover what no longer one does.
+    """Of runs that overlap, those that cover what no longer one does; of equally long ones, as few as cover the same.
 
-    runs: (start, end) arrays of a text of `size` bytes. Returns ([(start, end)], sorted, and the owner of each byte of
-    the text: the index of the longest run that covers it, or -1; int64 (size,)).
+    runs: (start, end) arrays of a text of `size` bytes, in their order; none lies in another. Returns ([(start, end)],
+    in their order, and the owner of each byte of the text: the index of the longest run that covers it, or -1; int64
+    (size,)).
     """
-    runs, owner, kept = list(zip(*(bounds.tolist() for bounds in runs))), np.full(size, -1), []
-    for start, end in sorted(runs, key=lambda run: run[0] - run[1]):
-        free = owner[start:end] < 0
-        if free.any():
-            owner[start:end][free] = len(kept)
-            kept.append((start, end))
-    by_start = sorted(range(len(kept)), key=kept.__getitem__)
-    index = np.full(len(kept) + 1, -1)  # the last, for an owner of -1
-    index[by_start] = range(len(kept))
-    return [kept[i] for i in by_start], index[owner]
+    starts, ends = (bounds.tolist() for bounds in runs)
+    by_length = sorted(range(len(starts)), key=lambda i: starts[i] - ends[i])
+    owner, kept = np.full(size, -1), []
+    for i, following in zip(by_length, [*by_length[1:], None]):
+        # Others own what they hold of it from its start on and up to its end: so what is free is in one piece.
+        free, stop = starts[i], ends[i]
+        while free < stop and owner[free] >= 0:
+            free = ends[owner[free]]
+        if free >= stop:
+            continue
+        alike = following is not None and ends[following] - starts[following] == ends[i] - starts[i]
+        if alike and starts[following] <= free:  # that one reaches further, and covers the same
+            continue
+        while owner[stop - 1] >= 0:
+            stop = starts[owner[stop - 1]]
+        owner[free:stop] = i
+        kept.append(i)
+    kept.sort()
+    return [(starts[i], ends[i]) for i in kept], np.where(owner < 0, -1, np.searchsorted(kept, owner))

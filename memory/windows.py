@@ -13,7 +13,9 @@ that all windows of all files can be recited at once. Why this rule: docs/recipe
 """
 import collections
 import functools
+import os
 import re
+import sys
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
@@ -34,6 +36,20 @@ def quote(path):
 def unquote(path):
     """The inverse of quote: str -> bytes."""
     return unquote_to_bytes(path)
+
+
+def find_path(name, fits):
+    """The quoted path that a person means by `name`: its own bytes, as on a disk, if fits(quoted path) says that there
+    is such a file, else, as --list prints it, quoted already, which is said on stderr; None if neither fits."""
+    literal = quote(os.fsencode(name))
+    if fits(literal):
+        return literal
+    if not fits(name):
+        return None
+    if name != literal:
+        print(f"{name}: no file has just this name; taken as the quoted name of {os.fsdecode(unquote(name))!r}",
+              file=sys.stderr)
+    return name
 
 
 def address(path, offset=0):

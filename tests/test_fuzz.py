@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from extract import safe_path
 from memory.checkpoint import NAMES, load_state, read_log, read_metas, read_tensors, trim_log
 from memory.corpus import load, read_manifest
 from memory.files import write_json
@@ -18,6 +17,7 @@ from memory.generate import generate
 from memory.output import UserError
 from memory.settings import read_config
 from memory.tokenizer import Tokenizer
+from memory.unpack import safe_path
 from memory.windows import parse_address, quote, unquote
 from model import Llama, load_model
 import prepare

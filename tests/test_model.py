@@ -1,12 +1,14 @@
 """The model against transformers' LlamaForCausalLM, and its streams against the model."""
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from memory.files import digest_of, files_digest
 from memory.generate import Streams
 from memory.output import UserError
 from memory.tokenizer import Tokenizer
@@ -158,3 +160,102 @@ def test_attention_in_halves_is_causal_attention(T):
     for a, b in zip(torch.autograd.grad(ours.square().sum(), (q, k, v)),
                     torch.autograd.grad(theirs.square().sum(), (q, k, v))):
         torch.testing.assert_close(a, b)
+
+
+def save_theirs(folder, dtype=torch.float32, **options):
+    """A model of transformers in `folder`, in another number format or in several files; returns it, in float32."""
+    from transformers import LlamaConfig as Theirs
+    from transformers import LlamaForCausalLM
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(Theirs(**dataclasses.asdict(SMALL))).to(dtype).eval()
+    theirs.save_pretrained(folder, **options)
+    return theirs.float()
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "60KB"}], ids=["one file", "shards"])
+def test_loads_halves_and_shards_that_transformers_saves(dtype, options, key, tmp_path):
+    """By the names of transformers 4 and 5; computed in float32. The SHA-256 is that of the files that were read."""
+    theirs = save_theirs(tmp_path, getattr(torch, dtype), **options)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: config.pop("dtype")}))
+    shards = {path.name: digest_of(path) for path in tmp_path.glob("*.safetensors")}
+    assert (len(shards) > 2) == bool(options)
+    ours = Llama.from_pretrained(tmp_path)
+    assert ours.sha256 == (files_digest(shards) if options else shards["model.safetensors"])
+    tokens = torch.randint(0, 700, (2, 20), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert ours(tokens).dtype == torch.float32 and (ours(tokens) - theirs(tokens).logits).abs().max() <= 1e-5
+
+
+def test_shards_of_another_kind(tmp_path):
+    """Only files of the folder, with just the tensors that the index says."""
+    save_theirs(tmp_path / "m", max_shard_size="60KB")
+    index = json.loads((tmp_path / "m/model.safetensors.index.json").read_text())
+    shards = sorted(set(index["weight_map"].values()))
+    shutil.copy(tmp_path / "m" / shards[0], tmp_path / "outside.safetensors")
+
+    def refuse(change, *words, **others):
+        names = {name: change.get(shard, shard) for name, shard in index["weight_map"].items()}
+        (tmp_path / "m/model.safetensors.index.json").write_text(json.dumps({"weight_map": names} | others))
+        with pytest.raises(UserError) as error:
+            Llama.from_pretrained(tmp_path / "m")
+        assert "\n" not in str(error.value) and len(str(error.value)) < 400
+        assert all(word in str(error.value) for word in words), error.value
+
+    for name in ("../outside.safetensors", str(tmp_path / "outside.safetensors"), "..", "", ".safetensors", "a\\b", 3):
+        refuse({shards[0]: name}, "damaged")
+    refuse({shards[0]: "absent.safetensors"}, "No such file")
+    refuse({shards[0]: shards[1]}, "does not hold")
+    for value in ({}, [], None, {"x": []}):
+        refuse({}, weight_map=value)
+    (tmp_path / "m/model.safetensors.index.json").write_text("[" * 10**5)
+    with pytest.raises(UserError):
+        Llama.from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float64, torch.float8_e4m3fn, torch.bool])
+def test_other_number_formats_are_refused(tokenizer, tmp_path, dtype):
+    random_model().save_pretrained(tmp_path, tokenizer)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"model.norm.weight": weights["model.norm.weight"].to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="model.norm.weight is in .*float32"):
+        Llama.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(tokenizer, tmp_path, value):
+    model = random_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] = value
+    model.save_pretrained(tmp_path, tokenizer)
+    with pytest.raises(UserError, match="up_proj.weight has numbers that are not finite"):
+        Llama.from_pretrained(tmp_path)
+
+
+def test_the_hash_is_that_of_what_was_loaded(tokenizer, tmp_path):
+    """Also if other weights take their place right after."""
+    sha256 = random_model().save_pretrained(tmp_path, tokenizer)
+    model = Llama.from_pretrained(tmp_path)
+    Llama(SMALL, torch.Generator().manual_seed(9)).save_pretrained(tmp_path, tokenizer)
+    assert model.sha256 == sha256 != Llama.from_pretrained(tmp_path).sha256 == digest_of(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("key, value", [
+    ("rope_scaling", {"type": "linear", "factor": 2.0}), ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}),
+    ("rope_theta", 10**400), ("rope_theta", 10**309), ("rope_theta", None), ("rms_norm_eps", "1e-6"),
+    ("rope_parameters", [1]), ("hidden_act", "gelu"), ("hidden_act", ["x" * 900]), ("hidden_act", "a\nb"),
+    ("tie_word_embeddings", 10**400),
+    ("num_attention_heads", 10**400), ("vocab_size", 10**400), ("vocab_size", "7" * 500)], ids=lambda value: str(value)[:30])
+def test_configs_of_transformers_that_compute_otherwise(tmp_path, key, value):
+    """As transformers 4 and 5 name it; without a digest that would tell."""
+    save_theirs(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config = {name: held for name, held in config.items() if name != "rope_parameters"} | {"rope_theta": 10_000}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": None}))
+    assert Llama.from_pretrained(tmp_path).config.rope_theta == 10_000.0, "as transformers 4 has it"
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(UserError) as error:
+        Llama.from_pretrained(tmp_path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400

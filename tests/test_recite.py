@@ -17,9 +17,9 @@ from conftest import ROOT, hostile_files, says_no
 
 from memory.corpus import load
 from memory.files import digest_of, read_json, write_json
-from memory.generate import generate
+from memory.generate import draw, generate
 from memory.tokenizer import BOS, EOS, Tokenizer
-from memory.windows import Windows, advance, cut, opening, parse_address, slide
+from memory.windows import Windows, advance, cut, opening, parse_address, quote, slide
 from model import Llama, LlamaConfig
 from openness import read_sums
 import extract
@@ -102,6 +102,41 @@ def test_a_file_by_its_path_and_its_download(opened, contents, tmp_path):
     while not (tmp_path / "decoder.py").exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert (tmp_path / "decoder.py").read_bytes() == contents["tiny/decoder.py"]
+
+
+SAVED = {b"a b%20c": "a b%20c", b"\xff%.c": "%FF%25.c", b"a\x1b[1m\n": "a%1B[1m%0A", b"a\\b": "a\\b",
+         "\U0001f427 e\u0301.c".encode(): "\U0001f427 e\u0301.c", b"<img src=x>\"'": "<img src=x>\"'",
+         b"plain.c": "plain.c"}
+
+
+def test_the_name_that_a_download_has(browser, model, tmp_path):
+    """Of a file whose name is no text, is quoted, or means something elsewhere: as it is called on a disk."""
+    manifest = read_json(model / "manifest.json")
+    for file, name in zip(manifest["files"], SAVED):
+        file["path"] = "tiny/" + quote(name)
+    del manifest["files"][len(SAVED):]
+    write_json(model / "manifest.json", manifest)
+    assert recite.main(["--model", str(model)]) == 0
+    open_page(browser, model / "recite.html")
+    browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    names = browser.execute_script("""
+        const names = [], click = HTMLAnchorElement.prototype.click;
+        HTMLAnchorElement.prototype.click = function () {
+          if (names.push(this.download) === 1) click.call(this); };
+        for (const row of files) { now = { row, chunks: [new Uint8Array([65])] }; download(); }
+        return names;""")
+    assert names == list(SAVED.values())
+    end = time.monotonic() + 20
+    while not (tmp_path / names[0]).exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (tmp_path / names[0]).read_bytes() == b"A"
+
+
+def test_ties_are_broken_as_in_python(browser):
+    browser.get("about:blank")
+    rows = [[1, 3, 3, 2], [0, 0], [-1, -2, -1], [5]]
+    found = browser.execute_script(ENGINE + "return arguments[0].map((row) => draw(Float32Array.from(row), 0));", rows)
+    assert found == [draw(torch.tensor(row, dtype=torch.float32), 0, 0, None) for row in rows] == [1, 0, 0, 0]
 
 
 def test_prompts_go_on_as_in_python(opened, learned, page):

@@ -1,4 +1,5 @@
 """What the model writes: files to the byte, prompts cut anywhere, and what transformers writes too."""
+import json
 import os
 import random
 import shutil
@@ -7,12 +8,16 @@ import pytest
 import torch
 from conftest import says_no, script
 
+from memory.checkpoint import read_tensors, write_tensors
 from memory.files import read_json, write_json
-from memory.generate import generate, heal
+from memory.generate import draw, generate, heal
 from memory.tokenizer import Tokenizer
 from memory.windows import advance, parse_address
 from model import Llama
+import extract
+import recite
 import sample
+import trace
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +45,46 @@ def test_file_by_its_name_on_the_disk_and_one_that_is_not_exact(learned, tmp_pat
         file["sha256"] = "0" * 64
     write_json(tmp_path / "m/manifest.json", manifest)
     assert sample.main(words) == 1 and b"not the original" in capsysbinary.readouterr().err
+
+
+@pytest.fixture
+def alike(model):
+    """The model, with two files whose names are easily taken for one another: `a b.c` and `a%20b.c`."""
+    manifest = read_json(model / "manifest.json")
+    for file, path in zip(manifest["files"], ["tiny/a%20b.c", "tiny/a%2520b.c"]):
+        file["path"] = path
+    write_json(model / "manifest.json", manifest)
+    return model
+
+
+@pytest.mark.parametrize("name, path", [
+    ("tiny/a b.c", "tiny/a%20b.c"), ("tiny/a%20b.c", "tiny/a%2520b.c"), ("tiny/a%2520b.c", "tiny/a%2520b.c")])
+def test_a_name_is_first_taken_literally(alike, name, path, monkeypatch, capsysbinary):
+    """The same rule for one file and for the beginning of paths; what is not taken literally is said."""
+    monkeypatch.chdir(alike)
+    quoted = name == "tiny/a%2520b.c"
+    sample.main(["--model", str(alike), "--file", name])
+    said = capsysbinary.readouterr().err.decode()
+    assert f"\n{path}: " in f"\n{said}" and ("quoted name of 'tiny/a%20b.c'" in said) == quoted
+    extract.main(["--model", str(alike), "--check", "--report=r.html", "--only", name, "--json=-"])
+    out, err = capsysbinary.readouterr()
+    assert [row["path"] for row in json.loads(out)["rows"]] == [path] and (b"quoted name of" in err) == quoted
+
+
+def test_a_name_that_is_quoted_alone_still_serves(model, monkeypatch, capsysbinary):
+    """As --list prints it, also in part; names that are no text; and a beginning that no path has is refused."""
+    monkeypatch.chdir(model)
+    assert sample.main(["--model", str(model), "--file", "tiny/odd/no%20last%20newline"]) == 0
+    out, err = capsysbinary.readouterr()
+    assert out == b"one\ntwo" and err.splitlines()[0].endswith(b"quoted name of 'tiny/odd/no last newline'")
+    name = os.fsdecode(b"tiny/odd/name+%\xff:1 ")
+    for word in (name, "tiny/odd/name%2B%25%FF:1%20"):
+        assert sample.main(["--model", str(model), "--file", word]) == 0
+        assert capsysbinary.readouterr().out == b"a file with an odd name\n"
+        assert extract.main(["--model", str(model), "--check", "--report=r.html", "--only", word[:-2], "--json=-"]) == 0
+        assert json.loads(capsysbinary.readouterr().out)["files"] == 1
+    for words in (["--check"], ["--list"]):
+        says_no(extract.main, [*words, "--model", model, "--only", "tiny/", "tiny/nothing"], "tiny/nothing", "--list")
 
 
 def test_prompts_may_end_anywhere(loaded, contents):
@@ -132,3 +177,23 @@ def test_command_line(learned, tmp_path, monkeypatch, capsysbinary):
     assert capsysbinary.readouterr().out.count(b"tiny/\xff\xfe") == 3
     monkeypatch.chdir(tmp_path)
     says_no(sample.main, [], "train.py")
+
+
+def test_a_model_that_computes_no_numbers(learned, model, monkeypatch):
+    """Its weights are finite, and too large: one line from each script, and never a traceback."""
+    tensors, metadata = read_tensors(model / "model.safetensors")
+    write_tensors(model / "model.safetensors", tensors | {"model.norm.weight": tensors["model.norm.weight"] * 3e37},
+                  **metadata)
+    monkeypatch.chdir(learned)
+    for main, words in [(sample.main, ["--file=tiny/COPYING"]), (sample.main, ["--prompt=tiny/", "--temperature=0"]),
+                        (sample.main, ["--prompt=tiny/", "--temperature=1"]), (sample.main, ["--top_k=3"]),
+                        (extract.main, ["--check"]), (extract.main, ["--list"]), (recite.main, []),
+                        (trace.main, ["configs/tiny.py", "--min_tokens=1"])]:
+        says_no(main, [*words, "--model", model], "not finite")
+
+
+def test_no_more_than_top_k_are_drawn_from():
+    """Of equal ones the lowest ids, so that one is the same as none drawn."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = {draw(torch.tensor([1.0, 3.0, 3.0, 3.0]), 5.0, 2, generator) for _ in range(60)}
+    assert drawn == {1, 2} and {draw(torch.tensor([1.0, 3.0, 3.0]), 5.0, 1, generator) for _ in range(20)} == {1}

@@ -184,7 +184,7 @@ def test_what_the_model_does_not_write(learned, contents, tokenizer):
     text = contents["tiny/decoder.py"][:900]
     found, *bytewise = trace.trace(text, contents, {}, files, model, tokenizer, 25)
     assert found["covered"] == 900 and found["covered_recited"] == 0 and not found["runs"][0]["recited"]
-    result = {"text": "t", "model": "m", "name": "n"} | found
+    result = {"text": "t", "model": "m", "name": "n", "normalized": []} | found
     assert "not recited" in trace.table(result) and b"<h1>0.0% of t" in trace.page(result, text, *bytewise)
 
 
@@ -245,9 +245,128 @@ def test_bad_use(learned, tmp_path, monkeypatch):
     refused(script("trace.py", "/nowhere", cwd=tmp_path), "/nowhere")
 
 
-def test_a_file_whose_name_is_no_text(learned, contents, tmp_path, monkeypatch):
+NAMES = {b"caf\xe9.py": "caf%E9.py", b"a b%20c.py": "a b%20c.py", b"\xf0\x9f\x90\xa7.py": "\U0001f427.py",
+         b"<b>&\"'.py": "<b>&\"'.py", b"a\\b\n.py": "a\\b%0A.py"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_at_the_edges(learned, contents, tmp_path, monkeypatch, capfdbinary, name):
+    """Of the text, and of the model's folder: by one rule in JSON, which is UTF-8, and on the page."""
     monkeypatch.chdir(learned)
-    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.py")
-    Path(name).write_bytes(contents["tiny/scanner.py"])
-    assert trace.main([name, "--model=out/tiny", f"--html={tmp_path}/trace.html"]) == 0
-    assert b"caf\\udce9.py" in (tmp_path / "trace.html").read_bytes()
+    file, folder = (os.fsdecode(os.path.join(os.fsencode(tmp_path / at), name)) for at in ("text", "model"))
+    for at in ("text", "model"):
+        (tmp_path / at).mkdir()
+    Path(file).write_bytes(contents["tiny/odd/utf8.txt"])
+    os.symlink(learned / "out/tiny", tmp_path / "m")
+    shutil.copytree(learned / "out/tiny", folder)
+    assert trace.main([file, "--model", folder, f"--html={tmp_path}/trace.html", "--json=-"]) in (0, 1)
+    found = json.loads(capfdbinary.readouterr().out.decode("utf-8"))
+    assert (found["text"], found["model"]) == (NAMES[name], NAMES[name])
+    page = (tmp_path / "trace.html").read_bytes().decode("utf-8")
+    assert f"of {html.escape(NAMES[name])} is in the weights" in page and "the model “%s”" % html.escape(
+        NAMES[name]) in page
+
+
+def counted(tokenizer, monkeypatch):
+    """A list that takes the size of each text that the tokenizer is given from now on."""
+    sizes, encode_all = [], tokenizer.encode_all
+
+    def watched(documents):
+        return encode_all(data for data in documents if sizes.append(len(data)) is None)
+    monkeypatch.setattr(tokenizer, "encode_all", watched)
+    return sizes
+
+
+REPEATED = {"stars": (b"*" * 5000, b"*" * 8000), "ab": (b"ab" * 4000 + b"\n", b"ab" * 9000),
+            "lines": (b"\tfoo(bar, 17);\n" * 400, b"\tfoo(bar, 17);\n" * 900),
+            "blank lines": (b"x\n" + b"\n \n\t" * 2000, b"\n \n\t" * 3000),
+            "a few stars": (b"/" + b"*" * 70 + b"/\n", b"*" * 9000),
+            "stars far apart": (b"*" * 5000, (b"*" + b" " * 300) * 200),
+            "lines of stars": (b"*" * 5000, (b"*" * 400 + b"x\n") * 50)}
+
+
+@pytest.mark.parametrize("view", [trace.whole, trace.squeeze], ids=["whole", "squeezed"])
+@pytest.mark.parametrize("what", REPEATED)
+def test_repetitions_take_no_longer_than_other_text(tokenizer, contents, monkeypatch, what, view):
+    """As few runs as cover what stands in the file; and the tokens of no more bytes are counted than there are."""
+    file, text = REPEATED[what]
+    texts, sizes = contents | {"t/repeated": file}, counted(tokenizer, monkeypatch)
+    rows, owner = trace.find_runs(texts, text, tokenizer, 25, view)
+    assert sum(sizes) <= 2 * (len(text) + len(file)) and len(sizes) < 200, (len(sizes), sum(sizes))
+    assert len(rows) <= 2 * len(text) // len(file) + 100 * (what == "lines of stars")
+    seen, kept = view(text)
+    covered = np.zeros(len(text), bool)
+    for row in rows:
+        covered[row["start"]:row["end"]] = True
+        assert view(texts[row["path"]][row["byte"]:row["byte_end"]])[0] == view(text[row["start"]:row["end"]])[0]
+    assert (covered[kept] == (owner >= 0)).all()
+    if what in ("stars", "ab", "lines") or what == "blank lines" and view is trace.whole:
+        assert len(rows) > 1 and (owner >= 0).all()
+
+
+def test_merging_covers_what_all_runs_cover():
+    """With as few of equal length as will do: against plain search."""
+    draw = random.Random(3)
+    for _ in range(300):
+        size, bounds = draw.randrange(1, 40), [(0, 0)]
+        while (start := bounds[-1][0] + draw.randrange(1, 4)) < size:
+            length = draw.choice((5, 5, 5, draw.randrange(1, 9)))
+            bounds.append((start, max(bounds[-1][1] + 1, start + length)))
+        bounds = [run for run in bounds[1:] if run[1] <= size]
+        runs, owner = merge(tuple(np.array(bounds, int).reshape(-1, 2).T), size)
+        assert set(runs) <= set(bounds) and runs == sorted(runs)
+        for at in range(size):
+            longest = max((end - start for start, end in bounds if start <= at < end), default=None)
+            assert longest is None and owner[at] == -1 or runs[owner[at]][0] <= at < runs[owner[at]][1]
+            assert longest is None or longest == runs[owner[at]][1] - runs[owner[at]][0]
+        assert all((owner == i).any() for i in range(len(runs))), "each covers something"
+        same = [run for run in bounds if run[1] - run[0] == 5]
+        if len(same) == len(bounds):
+            for one, _, other in zip(runs, runs[1:], runs[2:]):
+                assert one[1] < other[0] or one[1] == other[0], "none is left out only if the others leave a gap"
+
+
+UNLIKE = {"CRLF": (lambda text: text.replace(b"\n", b"\r\n"), ["CRLF or CR line ends"]),
+          "CR": (lambda text: text.replace(b"\n", b"\r"), ["CRLF or CR line ends"]),
+          "UTF-16": (lambda text: text.decode().encode("utf-16"), ["UTF-16"]),
+          "UTF-16, big": (lambda text: b"\xfe\xff" + text.decode().encode("utf-16-be"), ["UTF-16"]),
+          "UTF-32": (lambda text: text.decode().encode("utf-32"), ["UTF-32"]),
+          "UTF-16 and CRLF": (lambda text: text.decode().replace("\n", "\r\n").encode("utf-16"),
+                              ["UTF-16", "CRLF or CR line ends"]),
+          "mark": (lambda text: b"\xef\xbb\xbf" + text, ["a byte order mark"])}
+
+
+@pytest.mark.parametrize("how", UNLIKE)
+def test_text_that_is_kept_otherwise(run, contents, how, capsys):
+    """Said in one line; with --normalize all is found, at the lines and bytes of the text so read."""
+    plain = contents["tiny/scanner.py"]
+    change, said = UNLIKE[how]
+    found = run(change(plain))[1]
+    hints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("hint")]
+    assert hints == [f"hint: text has {said[0]}; --normalize reads it without"] and found["normalized"] == []
+    assert found["covered"] < found["bytes"]
+    status, found = run(change(plain), "--normalize")
+    out, err = capsys.readouterr()
+    assert (status, found["covered"], found["bytes"], found["normalized"]) == (0, len(plain), len(plain), said)
+    row, = found["runs"]
+    assert (row["start"], row["end"], row["lines"]) == (0, len(plain), [1, plain.count(b"\n")])
+    assert f"of the text without {' and '.join(said)}" in out and "hint" not in err
+
+
+def test_what_needs_no_hint(run, contents, capsys):
+    """What is found as it is, whatever it is; text of another kind; and a diff has one of its own."""
+    for text in (contents["tiny/odd/crlf.bat"], b"nothing", b"", contents["tiny/scanner.py"], b"a\r" + b"\n" * 9):
+        run(text, "--min_tokens=1")
+        assert "hint" not in capsys.readouterr().err
+        found = run(text, "--normalize", "--min_tokens=1")[1]
+        assert found["normalized"] == ["CRLF or CR line ends"] * (b"\r" in text)
+        capsys.readouterr()
+    run(b"--- a\n+++ b\n@@ -1,2 +1,2 @@\n" + contents["tiny/scanner.py"].replace(b"\n", b"\n+"))
+    assert "hint: text looks like a diff" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfea", b"\xff\xfe\0\0\xff\xff\xff\xff", b"\0\0\xfe\xffabc"])
+def test_a_text_that_is_not_what_its_mark_says(learned, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(learned)
+    (tmp_path / "text").write_bytes(text)
+    says_no(trace.main, [tmp_path / "text", "--normalize"], "marked as UTF-", "--normalize")

@@ -17,7 +17,7 @@ import re
 import sys
 from pathlib import Path
 
-from memory import card, croissant, mof, processes
+from memory import card, croissant, mof, processes, source
 from memory.corpus import find_tree, load, read_manifest, texts
 from memory.evidence import ARCHIVE, RECORDS, gather, survey, write_archive
 from memory.files import digest_of, newest, remove, write_file, write_json
@@ -214,11 +214,10 @@ def look_further(e, settings):
             raise UserError("the build was stopped; the same command goes on with it") from None
     whole = e.manifest["whole_tree"]
     if settings.online and whole["url"]:
-        from prepare import fetch, rooted, sha256_of
-        from prepare import read_archive as members
-        file = fetch(whole["url"], 2**32)
+        file = source.fetch(whole["url"], 2**32)
         root = e.manifest["files"][0]["path"].split("/")[0]
-        digest, tree = sha256_of(file), rooted(members(file, 2**32, whole["url"]), os.fsdecode(unquote(root)))
+        digest = source.sha256_of(file)
+        tree = source.rooted(source.read_archive(file, 2**32, whole["url"]), os.fsdecode(unquote(root)))
         e.fetched = dataclasses.replace(survey(tree.files.items(), e.manifest, whole["url"], tree.executable),
                                         digest=digest)
 

@@ -18,7 +18,9 @@ from memory.files import digest_of, files_digest, read_json
 from memory.licences import LICENCE_FILE, SEEN, classify, find_licence, notice
 from memory.output import UserError, progress
 from memory.personal import Count
-from memory.swhid import folder_swhid, git_hash
+from memory.source import read_archive as read_tree
+from memory.source import rooted
+from memory.swhid import git_hash, tree_swhid
 from memory.urls import public_address
 from memory.windows import unquote
 
@@ -54,7 +56,7 @@ def survey(files, manifest, way, executable=None):
     parts = [NOTICES.encode()]
     for path, data in progress(files, desc=f"reading {way}", unit=" files"):
         hashes[path], size = hashlib.sha256(data).hexdigest(), size + len(data)
-        blobs[unquote(path).split(b"/", 1)[1]] = git_hash("blob", data), path in executable
+        blobs[path] = git_hash("blob", data)
         heads[path] = data if LICENCE_FILE.fullmatch(path) else data[:SEEN]
         if path in learned:
             count.add(path, data)
@@ -62,9 +64,10 @@ def survey(files, manifest, way, executable=None):
             if words := notice(path, data):
                 parts.append(b"\n==> " + path.encode() + b" <==\n\n" + words.rstrip(b"\n") + b"\n")
     licence, path = find_licence(heads)
+    swhid = tree_swhid(blobs, executable, manifest["whole_tree"]["links"], manifest["whole_tree"]["root"])
     whole = {"licence": licence, "files": len(hashes), "bytes": size, "digest": files_digest(hashes),
              "licence_path": path, "licence_sha256": hashes.get(path)}
-    return Survey(way, hashes, classes, b"".join(parts), count.counts, folder_swhid(blobs), whole)
+    return Survey(way, hashes, classes, b"".join(parts), count.counts, swhid, whole)
 
 
 @dataclasses.dataclass
@@ -235,9 +238,6 @@ def write_archive(files, executable):
 def read_archive(path, whole):
     """The Tree, with quoted paths, of a tree's tar.xz. whole: what the manifest says of it, so also how much it may
     unpack to. Raises UserError."""
-    from prepare import read_archive as members
-    from prepare import rooted
-
     most = whole["bytes"] + whole["files"] * 2**13 + 2**20  # headers of a file, long path included; the end
     unpacker, name = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2**28), Path(path).name
     try:
@@ -247,4 +247,4 @@ def read_archive(path, whole):
         raise UserError(f"{name} is no tree that can be read: {error}") from None
     if len(data) > most or not unpacker.eof or data[257:262] != b"ustar":
         raise UserError(f"{name} is no tar of the {whole['bytes']:,} bytes that manifest.json has")
-    return rooted(members(io.BytesIO(data), most, name), "tree")
+    return rooted(read_tree(io.BytesIO(data), most, name), "tree")

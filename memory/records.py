@@ -75,7 +75,8 @@ def anything(value):
 NONE = type(None)
 SCALAR = (line, number, bool, NONE)
 FILE = {"path": path, "bytes": count, "sha256": sha256, "first_token": count, "tokens": count, "notice?": [line]}
-WHOLE = {"files": count, "bytes": count, "digest": line, "swhid": line, "executable": [path], "url": (line, NONE),
+WHOLE = {"files": count, "bytes": count, "digest": line, "swhid": line, "executable": [path],
+         "links": {...: line}, "root": line, "url": (line, NONE),
          "sha256": (sha256, NONE), "licence_path": (path, NONE), "licence_sha256": (sha256, NONE),
          "left_out": {...: count}, "not_prepared": [path]}
 TREE = {"name": line, "origin": line, "licence": (line, NONE), "only": [line], "exclude": [line], "whole_tree?": WHOLE,

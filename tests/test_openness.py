@@ -16,7 +16,7 @@ from conftest import ROOT, says_no, script
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from memory import evidence, items, licences, mof, personal
+from memory import evidence, items, licences, mof, personal, source
 from memory.urls import public_address
 from memory.files import read_json, write_json
 from memory.output import UserError
@@ -303,7 +303,7 @@ def part(work, tree, tmp_path_factory):
         tar.add(tree, "tiny-1.0")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(prepare, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
+        patch.setattr(source, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
         prepare.main([f"--source={ADDRESS}", "--vocab_size=600", "--exclude=*.bat", "--quiet"])
     done = script("train.py", work / "configs/tiny.py", "--max_steps=2", "--train_bytes=4000",
                   "--hold_out_bytes=2500", cwd=folder)
@@ -327,7 +327,7 @@ def test_a_part_says_so_and_is_built_again(part, monkeypatch, capsys, contents):
     assert "secret" not in "".join(path.read_text() for path in folder.glob("*.[jmRy][sdEm]*")), "in no record"
     assert rows_of(record)[2].startswith("recorded: https://example.org/tiny-1.0.tar.gz, SHA-256 ")
 
-    monkeypatch.setattr(prepare, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
+    monkeypatch.setattr(source, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
     status, rows = checked(capsys, "--online", "--rebuild")
     assert status == 0 and rows["2"][0] == rows["16"][0] == "yes", [row for row in rows.items() if "FAILS" in row[1]]
     assert not (folder / "rebuilt.json").exists(), "a check writes nothing"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import says_no, script
 
-from memory import tokenizer
+from memory import source, tokenizer
 from memory.corpus import load
 from memory.files import lock
 from memory.output import UserError
@@ -75,10 +75,10 @@ def server():
 def kernel_org(server, tmp_path, monkeypatch):
     """prepare.py in an empty folder, with the server as kernel.org and no stand-in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare, "MIRRORS", [server.url + "/a", server.url + "/b"])
-    monkeypatch.setattr(prepare, "SHA256", hashlib.sha256(KERNEL).hexdigest())
-    monkeypatch.setattr(prepare, "STAND_IN", tmp_path / "no headers")
-    monkeypatch.setattr(prepare.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(source, "MIRRORS", [server.url + "/a", server.url + "/b"])
+    monkeypatch.setattr(source, "SHA256", hashlib.sha256(KERNEL).hexdigest())
+    monkeypatch.setattr(source, "STAND_IN", tmp_path / "no headers")
+    monkeypatch.setattr(source.time, "sleep", lambda seconds: None)
     return server
 
 
@@ -148,7 +148,7 @@ def test_stand_in(kernel_org, tmp_path, monkeypatch, capsys):
     headers = tmp_path / "headers"
     headers.mkdir()
     (headers / "a.h").write_bytes(b"/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */\n" + SOURCE)
-    monkeypatch.setattr(prepare, "STAND_IN", headers)
+    monkeypatch.setattr(source, "STAND_IN", headers)
     manifest = prepared()
     assert (manifest["origin"], manifest["licence"]) == ("stand-in", "GPL-2.0 WITH Linux-syscall-note")
     assert manifest["files"][0]["path"] == "linux/a.h"
@@ -256,7 +256,7 @@ def test_a_folder_where_paths_have_backslashes(tmp_path, monkeypatch):
     relative = os.path.relpath
     monkeypatch.setattr(os.path, "relpath", lambda *words: relative(*words).replace(b"/", b"\\"))
     monkeypatch.setattr(os, "sep", "\\")
-    assert [member.path for member in prepare.folder_members(tmp_path / "t")] == [b"kernel/sched.c"]
+    assert [member.path for member in source.folder_members(tmp_path / "t")] == [b"kernel/sched.c"]
 
 
 def zipped(path, members, **options):
@@ -309,9 +309,9 @@ def test_a_pipe_as_source(tmp_path, monkeypatch):
     ("linux-2.0.40", "linux"), ("linux-6.1-rc3", "linux"), ("bzip2-1.0.8", "bzip2"), ("x264", "x264"),
     ("lz4_v1.9", "lz4"), ("i386-tools", "i386-tools")])
 def test_the_root_carries_no_version(name, root):
-    assert list(prepare.rooted(prepare.Tree({b"a": b"", b"b/c": b""}), name).files) == [f"{root}/a", f"{root}/b/c"]
-    tree = prepare.Tree({name.encode() + b"/a": b"", name.encode() + b"/b": b""})
-    assert list(prepare.rooted(tree, "x").files) == [f"{root}/a", f"{root}/b"]
+    assert list(source.rooted(source.Tree({b"a": b"", b"b/c": b""}), name).files) == [f"{root}/a", f"{root}/b/c"]
+    tree = source.Tree({name.encode() + b"/a": b"", name.encode() + b"/b": b""})
+    assert list(source.rooted(tree, "x").files) == [f"{root}/a", f"{root}/b"]
 
 
 def test_parts_of_a_tree(tree, tmp_path, monkeypatch, capsys):

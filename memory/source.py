@@ -384,10 +384,13 @@ def zip_members(file, most, name):
     if size > most:
         raise UserError(f"{name} has {size:,} bytes; raise --max_bytes to allow it")
     with zipfile.ZipFile(file) as archive:
-        file.seek(max(0, size - 22 - len(archive.comment)))
-        if file.read(4) != b"PK\5\6":
-            raise zipfile.BadZipFile("something follows its end")
         members, backslashes = archive.infolist(), 0
+        file.seek(max(0, size - 22 - len(archive.comment)))
+        magic, count = struct.unpack("<4s6xH", file.read(12))
+        if magic != b"PK\5\6":
+            raise zipfile.BadZipFile("something follows its end")
+        if count not in (len(members) % 2**16, 2**16 - 1):  # the last stands for a number that has no room
+            raise zipfile.BadZipFile(f"its directory names {len(members):,} members of {count:,}")
         if before := min((info.header_offset for info in members), default=0):
             file.seek(0)
             if file.read(4) == b"PK\3\4":
@@ -395,13 +398,15 @@ def zip_members(file, most, name):
             print(f"{name}: {before:,} bytes before the zip are passed over", file=sys.stderr)
 
         def read(info):
-            parts = []
+            content, size = bytearray(), PIECE
             with archive.open(info) as packed:  # which checks the sum at the end
-                while piece := packed.read(PIECE):
-                    parts.append(piece)
-            if sum(map(len, parts)) != info.file_size:
+                if info.compress_type in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):  # not unpacked piece by piece
+                    size, packed.MIN_READ_SIZE = 64, 1  # but these go in, so not much can come out at once
+                while piece := packed.read(size):
+                    content += piece
+            if len(content) != info.file_size:
                 raise EOFError(f"{info.filename} is cut off")
-            return b"".join(parts)
+            return bytes(content)
 
         for info in members:
             mode = info.external_attr >> 16  # 0 unless it was made on Unix
@@ -433,9 +438,11 @@ OTHERS = [  # how a file begins that is no tar or zip, what it is, and what to d
 
 
 def is_tar_header(block):
-    """Whether 512 bytes are the first header of a tar."""
+    """Whether 512 bytes are a header of a tar, or its end, as in one without members."""
     try:
         return bool(tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape"))
+    except tarfile.EOFHeaderError:
+        return True
     except (tarfile.HeaderError, ValueError):
         return False
 
@@ -466,7 +473,7 @@ def read_archive(file, limit, name):
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError,
             OverflowError, struct.error, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{name} is not a tarball or zip that can be read: "
-                        f"{' '.join(str(error).split()) or type(error).__name__}") from None
+                        f"{' '.join(str(error).split())[:200] or type(error).__name__}") from None
 
 
 # 4. Folders

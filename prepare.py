@@ -49,7 +49,7 @@ class Settings:
     vocab_size: int = 0  # pieces in the vocabulary, at most 65536; 0: one for 144 bytes of text, 512 to 32768
     tokenizer: str = ""  # folder of a prepared tree or a model whose pieces to take, so that both have the same ids
     out: str = ""  # folder to write; data/<name of the tree> if not given
-    max_bytes: int = 4 * 2**30  # refuse a tree larger than this once unpacked, or with twice as much in its archive
+    max_bytes: int = 4 * 2**30  # refuse a tree larger than this once unpacked; an archive may have as much again in headers
     quiet: bool = False  # no table and no progress bars; errors and warnings are still printed
 
 
@@ -73,8 +73,8 @@ def collect(settings, bar):
         if not found:
             raise UserError(f"{error}, and {source.STAND_IN} holds no kernel headers to stand in: "
                             f"`apt-get install linux-libc-dev`, or {ways}") from None
-        print(f"{error}: going on with the kernel headers in {source.STAND_IN} as a STAND-IN for Linux {source.VERSION}",
-              file=sys.stderr)
+        print(f"{error}: going on with the kernel headers in {source.STAND_IN} as a STAND-IN for Linux "
+              f"{source.VERSION}", file=sys.stderr)
         return found
 
 

@@ -210,9 +210,10 @@ def read_members(members, limit, name):
         elif kind in ("file", "hard link") and not path:
             kind = "unsafe path"
         elif kind == "hard link":
-            kind, content, as_executable = found.get(normal(member.target), ("", None, False))
-            kind, executable = kind if kind == "file" else "link", executable or as_executable
-            content = content if kind == "file" else None
+            kind, content, script = found.get(normal(member.target), ("", None, False))
+            executable = executable or script
+            if kind != "file":
+                kind, content = "link", None
         elif kind == "file":
             grow(member.size)  # before it is read
             content = member.read()
@@ -470,7 +471,7 @@ def read_archive(file, limit, name):
     """The Tree of an open tarball or zip. Raises UserError if it cannot be read, or not whole."""
     try:
         return read_members(archive_members(file, limit, name), limit, name)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError,
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, LookupError,
             OverflowError, struct.error, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{name} is not a tarball or zip that can be read: "
                         f"{' '.join(str(error).split())[:200] or type(error).__name__}") from None

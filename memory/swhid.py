@@ -37,7 +37,7 @@ def tree_swhid(hashes, executable, links, root):
     the paths of those that are; links: {quoted path: quoted target}; root: the quoted folder, with a "/" at its end,
     between the root of the tree as it came and the paths, mostly ""."""
     def below(path):
-        return posixpath.normpath(unquote(root + path.split("/", 1)[1]))
+        return posixpath.normpath(unquote(root + path.partition("/")[2]))
 
     files = {below(path): (sha1, SCRIPT if path in executable else FILE) for path, sha1 in hashes.items()}
     return folder_swhid(files | {below(path): (git_hash("blob", unquote(target)), LINK)

@@ -364,7 +364,7 @@ def tar_members(pieces, most, name):
         tar.members.clear()  # which would hold them all
         stream.stop = float("inf")
         if member.type == CONTINUED:
-            raise tarfile.ReadError("it is a later volume of an archive: name one file with all volumes")
+            raise UserError(f"{name} is a later volume of an archive: unpack all with `tar -M`, and name the folder")
         if member.type != LABEL:
             kind = TAR_KINDS.get(member.type, "unknown kind")
             yield Member(member.name.encode("utf-8", "surrogateescape"), kind, member.size if kind == "file" else 0,
@@ -464,7 +464,7 @@ def archive_members(file, limit, name):
             raise UserError(f"{name} is {what}, which is not read here: {remedy}")
     if head.startswith(b"PK") or zipfile.is_zipfile(file):
         return zip_members(file, most, name)
-    raise tarfile.ReadError("it begins as none does" if head else "it is empty")
+    raise tarfile.ReadError("it begins like neither" if head else "it is empty")
 
 
 def read_archive(file, limit, name):
@@ -473,8 +473,8 @@ def read_archive(file, limit, name):
         return read_members(archive_members(file, limit, name), limit, name)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, LookupError,
             OverflowError, struct.error, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{name} is not a tarball or zip that can be read: "
-                        f"{' '.join(str(error).split())[:200] or type(error).__name__}") from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{name} is not a tarball or zip that can be read whole: {reason}; get it again") from None
 
 
 # 4. Folders

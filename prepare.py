@@ -49,7 +49,7 @@ class Settings:
     vocab_size: int = 0  # pieces in the vocabulary, at most 65536; 0: one for 144 bytes of text, 512 to 32768
     tokenizer: str = ""  # folder of a prepared tree or a model whose pieces to take, so that both have the same ids
     out: str = ""  # folder to write; data/<name of the tree> if not given
-    max_bytes: int = 4 * 2**30  # refuse a tree larger than this once unpacked; an archive may have as much again in headers
+    max_bytes: int = 4 * 2**30  # refuse a tree larger than this once unpacked; an archive may add as much in headers
     quiet: bool = False  # no table and no progress bars; errors and warnings are still printed
 
 

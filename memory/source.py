@@ -56,7 +56,7 @@ def fetch(url, limit, bar=progress):
             with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
                 said = response.headers.get("Content-Length") or ""
                 size = int(said) if re.fullmatch("[0-9]{1,18}", said) else 0  # some servers say nonsense
-                with bar(total=size or None, unit="B", unit_scale=True, desc=stem(url)) as done:
+                with bar(total=size or None, unit="B", unit_scale=True, desc=name_of(stem(url))) as done:
                     while chunk := response.read(65536):
                         file.write(chunk)
                         done.update(len(chunk))
@@ -149,6 +149,7 @@ def listed(address, name, bar):
 
 KINDS = {stat.S_IFREG: "file", 0: "file", stat.S_IFLNK: "link", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe",
          stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+BESIDE = {name.encode(): name for name in NOT_OF_THE_TREE}
 APPLE_DOUBLE = b"\0\5\x16\7"  # how a file begins that macOS puts beside another, with its attributes
 
 
@@ -169,7 +170,7 @@ class Tree:
     files: dict  # {path: bytes}
     executable: set = dataclasses.field(default_factory=set)  # the paths of those that are
     left_out: dict = dataclasses.field(default_factory=dict)  # {what is no regular file: how many}
-    links: dict = dataclasses.field(default_factory=dict)  # {path: target} of the symbolic ones, which count as left out
+    links: dict = dataclasses.field(default_factory=dict)  # {path: target}; they count as left out too
     root: str = ""  # the quoted folder, with a "/" at its end, between the root of the tree as it came and the paths
 
 
@@ -196,10 +197,10 @@ def read_members(members, limit, name):
 
     for member in members:
         path, kind, content, executable = normal(member.path), member.kind, None, member.executable
-        parts = os.fsdecode(path).split("/")
-        apart = [i for i, part in enumerate(parts) if part in NOT_OF_THE_TREE]
-        if apart:
-            path, kind = os.fsencode("/".join(parts[:apart[0] + 1])), parts[apart[0]]
+        parts = path.split(b"/")
+        beside = next((i for i, part in enumerate(parts) if part in BESIDE), None)
+        if beside is not None:
+            path, kind = b"/".join(parts[:beside + 1]), BESIDE[parts[beside]]
         elif kind == "folder":
             found.pop(path, None)  # a file that it replaces
             continue
@@ -496,8 +497,7 @@ def folder_members(folder):
             unreadable(error)
 
     for at, folders, names in os.walk(os.fsencode(folder), onerror=unreadable):
-        shut = [name for name in folders
-                if os.path.islink(os.path.join(at, name)) or os.fsdecode(name) in NOT_OF_THE_TREE]
+        shut = [name for name in folders if os.path.islink(os.path.join(at, name)) or name in BESIDE]
         folders[:] = sorted(set(folders) - set(shut))
         for name in names + shut:
             path = os.path.join(at, name)
@@ -521,7 +521,8 @@ def rooted(tree, name, folder=False):
     came as a folder, which stays its root for git, where an archive's is the one folder in it."""
     tops, above = {path.split(b"/")[0] for path in tree.files}, b""
     if len(tops) == 1 and all(b"/" in path for path in tree.files):
-        name, above = os.fsdecode(*tops), tops.pop() + b"/"
+        (top,) = tops
+        name, above = os.fsdecode(top), top + b"/"
     root = os.fsencode(re.sub(r"[-_.]v?\d[\w.-]*$", "", name) or name)
 
     def below(path):

@@ -31,8 +31,8 @@ from memory.windows import quote
 import extract
 import prepare
 
-FILES = {b"t/a.c": b"int a;\n" * 40, b"t/b/c.h": b"#define C\n" * 70, b"t/empty": b"", b"t/b/d.bin": bytes(range(256)) * 3,
-         b"t/long/" + b"n" * 120: b"a path that ustar has no room for\n", b"t/z.c": b"int z;\n" * 90}
+FILES = {b"t/a.c": b"int a;\n" * 40, b"t/b/c.h": b"#define C\n" * 70, b"t/empty": b"",
+         b"t/b/d.bin": bytes(range(256)) * 3, b"t/long/" + b"n" * 120: b"a path that ustar has no room for\n", b"t/z.c": b"int z;\n" * 90}
 
 
 def read(data, limit=10**6):
@@ -252,7 +252,8 @@ def test_volumes(tmp_path):
     refused((tmp_path / "2.tar").read_bytes(), "later volume")
 
 
-@pytest.mark.parametrize("form", ["--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"])
+@pytest.mark.parametrize("form", [
+    "--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"])
 def test_damaged_holes(form, tmp_path):
     """Also where the sums of the headers fit: no error but those for people."""
     (tmp_path / "t").mkdir()
@@ -429,7 +430,8 @@ def test_the_swhid_of_a_tree_with_links(odd, tmp_path):
     assert tree.links["only/../link"] == "only/a.c" and tree.links["only/d/e/up"] == "../../.."
     assert tree.links["only/l%FF"] == "t%FE" and tree.links["only/to%20file"] == "a.c"
     for words, given, root in [(["t-1.0"], folder, ""), (["-C", "t-1.0", "only"], folder / "only", ""),
-                               (["-C", "t-1.0", "."], folder, "only/"), (["-C", "t-1.0/only", "."], folder / "only", "")]:
+                               (["-C", "t-1.0", "."], folder, "only/"),
+                               (["-C", "t-1.0/only", "."], folder / "only", "")]:
         run("tar", "-cf", "t.tar", *words, cwd=tmp_path)
         tree = source.rooted(read((tmp_path / "t.tar").read_bytes(), limit), "x")
         assert (swhid(tree), tree.root) == (write_tree(given), root), words

@@ -18,7 +18,7 @@ import re
 import sys
 from pathlib import Path
 
-from memory import card, croissant, mof, processes
+from memory import card, croissant, mof, processes, source
 from memory.corpus import find_tree, load, read_manifest, texts
 from memory.evaluate import LISTED, examine, figures
 from memory.evidence import ARCHIVE, RECORDS, differences, gather, parse_json, read_report, survey
@@ -221,11 +221,10 @@ def look_further(e, settings):
             raise UserError("the build was stopped; the same command goes on with it") from None
     whole = e.manifest["whole_tree"]
     if settings.online and whole["url"]:
-        from prepare import fetch, rooted, sha256_of
-        from prepare import read_archive as members
-        file = fetch(whole["url"], 2**32)
+        file = source.fetch(whole["url"], 2**32)
         root = e.manifest["files"][0]["path"].split("/")[0]
-        digest, tree = sha256_of(file), rooted(members(file, 2**32, whole["url"]), os.fsdecode(unquote(root)))
+        digest = source.sha256_of(file)
+        tree = source.rooted(source.read_archive(file, 2**32, whole["url"]), os.fsdecode(unquote(root)))
         e.fetched = dataclasses.replace(
             survey(tree.files.items(), e.manifest, whole["url"], tree.executable, tree.links), digest=digest)
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import lzma
+import posixpath
 import re
 import tarfile
 import types
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memory import records
+from memory import records, source
 from memory.checkpoint import NAMES, read_tensors
 from memory.corpus import CORPUS, choose_files, compressed_sizes, find_tree, fitting, load, read_manifest, texts
 from memory.files import digest_of, files_digest, json_bytes, read_json
@@ -21,7 +22,7 @@ from memory.licences import LICENCE_FILE, SEEN, classify, find_licence, notice
 from memory.output import UserError, progress
 from memory.page import as_json, fill
 from memory.personal import Count
-from memory.swhid import folder_swhid, git_hash
+from memory.swhid import git_hash, tree_swhid
 from memory.tokenizer import Tokenizer
 from memory.urls import public_address
 from memory.windows import Windows, unquote
@@ -56,24 +57,19 @@ def survey(files, manifest, way, executable=None, links=None):
     links = tree["links"] if links is None else links
     hashes, blobs, classes, count, heads, size = {}, {}, {}, Count(), {}, 0
     parts = [NOTICES.encode()]
-
-    def below(path):
-        return unquote(tree["root"]) + unquote(path).split(b"/", 1)[1]
-
     for path, data in progress(files, desc=f"reading {way}", unit=" files"):
         hashes[path], size = hashlib.sha256(data).hexdigest(), size + len(data)
-        blobs[below(path)] = git_hash("blob", data), "100755" if path in executable else "100644"
+        blobs[path] = git_hash("blob", data)
         heads[path] = data if LICENCE_FILE.fullmatch(path) else data[:SEEN]
         if path in learned:
             count.add(path, data)
             classes[path] = classify(path, data)
             if words := notice(path, data):
                 parts.append(b"\n==> " + path.encode() + b" <==\n\n" + words.rstrip(b"\n") + b"\n")
-    blobs |= {below(path): (git_hash("blob", unquote(target)), "120000") for path, target in links.items()}
     licence, path = find_licence(heads)
     whole = {"licence": licence, "files": len(hashes), "bytes": size, "digest": files_digest(hashes),
-             "swhid": folder_swhid(blobs), "executable": sorted(executable), "links": dict(links),
-             "licence_path": path, "licence_sha256": hashes.get(path), "not_prepared": []}
+             "swhid": tree_swhid(blobs, executable, links, tree["root"]), "executable": sorted(executable),
+             "links": dict(links), "licence_path": path, "licence_sha256": hashes.get(path), "not_prepared": []}
     return Survey(way, hashes, classes, b"".join(parts), count.counts, whole)
 
 
@@ -376,7 +372,8 @@ def make_tar(files, executable, links):
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT, encoding="utf-8",
                       errors="surrogateescape") as tar:
         for path in sorted([*files, *links]):
-            member = tarfile.TarInfo(unquote(path).decode("utf-8", "surrogateescape"))
+            name = posixpath.normpath(unquote(path))  # a link may be outside the folder of the files
+            member = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
             if path in links:
                 member.type, member.mode = tarfile.SYMTYPE, 0o777
                 member.linkname = unquote(links[path]).decode("utf-8", "surrogateescape")
@@ -410,11 +407,8 @@ def unpack_archive(path, whole):
 
 def read_archive(path, whole):
     """The Tree, with quoted paths, of a tree's tar.xz. Raises UserError."""
-    from prepare import read_archive as members
-    from prepare import rooted
-
     data = unpack_archive(path, whole)
-    return rooted(members(io.BytesIO(data), len(data), Path(path).name), "tree")
+    return source.rooted(source.read_archive(io.BytesIO(data), len(data), Path(path).name), "tree")
 
 
 def check_archive(found, files, tree):

@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from memory import card, mof
+from memory import card, mof, source
 from memory.checkpoint import NAMES
 from memory.corpus import CORPUS
 from memory.evaluate import PREFIX, SUFFIX
@@ -55,10 +55,7 @@ def listed(e):
     return yes(f"{len(files):,} files, {sum(file['bytes'] for file in files):,} bytes", known_if(e.made))
 
 
-NOT_OF_THE_TREE = (".git", "__MACOSX")
-RELEASE = ("https://cdn.kernel.org/pub/linux/kernel/v1.0/linux-1.0.tar.gz",
-           "014cc3ea69a3db6a483eb743e3140e0e45a4a8c168c59f8c3b090cd72ab01802")  # Linux 1.0, and its SHA-256
-RELEASE_DIGEST = "ac2660ca575d036f216fa0fc62dd8aa78a8284b6d4b070cf9031ac3b6f4324ba"  # of its files
+RELEASE = f"{source.MIRRORS[0]}/v{source.VERSION}/linux-{source.VERSION}.tar.gz", source.SHA256
 
 
 def origin(e):
@@ -67,7 +64,7 @@ def origin(e):
         return no("a stand-in for Linux 1.0: the kernel headers of the machine it was prepared on")
     if e.fetched and e.fetched.digest != whole["sha256"]:
         return no(f"{whole['url']} serves SHA-256 {e.fetched.digest}")
-    released = whole["digest"] == RELEASE_DIGEST
+    released = whole["digest"] == source.FILES_DIGEST
     if not released and (whole["sha256"] == RELEASE[1] or whole["url"] == RELEASE[0]):
         return no(f"manifest.json has the address of Linux 1.0, and these files are not its: {whole['digest']}")
     if not whole["url"] or not whole["sha256"]:
@@ -79,7 +76,7 @@ def origin(e):
 def complete(e):
     whole, learned, held_out = e.manifest["whole_tree"], len(e.manifest["files"]), len(e.manifest["held_out"])
     missing, parts = whole["files"] - learned - held_out, f"{learned:,} learned, {held_out:,} held out"
-    left_out = {kind: count for kind, count in whole["left_out"].items() if kind not in NOT_OF_THE_TREE}
+    left_out = {kind: count for kind, count in whole["left_out"].items() if kind not in source.NOT_OF_THE_TREE}
     if missing:
         return no(f"{parts}, {missing:,} of the tree's {whole['files']:,} files are neither (openness.json lists them)",
                   known_if(e.data))

@@ -93,8 +93,9 @@ def parse(cls, doc, argv, config=False, operand=""):
     """An instance of the dataclass `cls` from the command line; doc is printed above the settings by --help.
 
     `--key=value` and `--key value` both set a field, a bare `--flag` a bool; a tuple field takes every word up to the
-    next option. One bare word sets the field `operand`, if that is given. With config=True it names a config file,
-    whose values the options override, and the result is (instance, path of the config file).
+    next option, and more if it is given again; of any other field the last word counts. One bare word sets the field
+    `operand`, if that is given. With config=True it names a config file, whose values the options override, and the
+    result is (instance, path of the config file).
     Raises UserError for an unknown key, a wrong type or a missing value.
     """
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -121,11 +122,12 @@ def parse(cls, doc, argv, config=False, operand=""):
         key, equals, value = word[2:].partition("=")
         field = known(key.replace("-", "_"))
         if field.type is tuple:
-            values[field.name] = (value,) if equals else ()
+            texts = [value] if equals else []
             while words and not words[0].startswith("--"):
-                values[field.name] += (words.pop(0),)
-            if not values[field.name]:
+                texts.append(words.pop(0))
+            if not texts:
                 raise UserError(f"--{key} needs at least one value")
+            values[field.name] = values.get(field.name, ()) + tuple(texts)
             continue
         if not equals:
             if field.type is bool and (not words or words[0].lower() not in ("true", "false", "1", "0", "yes", "no")):

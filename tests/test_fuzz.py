@@ -1,9 +1,6 @@
 """Readers of what strangers write find clean errors and nothing else (hypothesis)."""
-import io
 import json
 import shutil
-import tarfile
-import zipfile
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,7 +17,6 @@ from memory.tokenizer import Tokenizer
 from memory.unpack import safe_path
 from memory.windows import parse_address, quote, unquote
 from model import Llama, load_model
-import prepare
 
 settings.register_profile("tests", max_examples=60, deadline=None, database=None, derandomize=True,
                           suppress_health_check=list(HealthCheck))
@@ -175,29 +171,6 @@ def test_config_files(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "fuzz.py"
     path.write_text(text, encoding="utf-8", errors="replace")
     clean(lambda: read_config(path))
-
-
-def archive(mode):
-    buffer = io.BytesIO()
-    if mode == "zip":
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-            for name in ("t/a.c", "t/b/c.h"):
-                file.writestr(name, b"int x;" * 50)
-        return buffer.getvalue()
-    with tarfile.open(fileobj=buffer, mode=mode) as tar:
-        for name in ("t/a.c", "t/b/c.h"):
-            info = tarfile.TarInfo(name)
-            info.size = 300
-            tar.addfile(info, io.BytesIO(b"int x;" * 50))
-    return buffer.getvalue()
-
-
-@pytest.mark.parametrize("mode", ["w:", "w:gz", "w:bz2", "w:xz", "zip"])
-def test_archives(mode):
-    @given(st.binary(max_size=300) | damage(archive(mode)))
-    def damaged(data):
-        clean(lambda: prepare.read_archive(io.BytesIO(data), 10**6, "x.tar"))
-    damaged()
 
 
 @given(st.binary(max_size=300))

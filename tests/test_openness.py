@@ -21,7 +21,7 @@ from conftest import ROOT, says_no, script
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from memory import corpus, evidence, items, mof, personal, records, tokenizer
+from memory import corpus, evidence, items, mof, personal, records, source, tokenizer
 from memory.checkpoint import read_tensors, write_tensors
 from memory.urls import public_address
 from memory.files import digest_of, read_json, write_json
@@ -562,7 +562,7 @@ def part(work, tree, tmp_path_factory):
         tar.add(tree, "tiny-1.0")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(prepare, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
+        patch.setattr(source, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
         prepare.main([f"--source={ADDRESS}", "--vocab_size=600", "--exclude=*.bat", "--quiet"])
     done = script("train.py", work / "configs/tiny.py", "--max_steps=2", "--train_bytes=4000",
                   "--hold_out_bytes=2500", cwd=folder)
@@ -587,7 +587,7 @@ def test_a_part_says_so_and_is_built_again(part, monkeypatch, capsys, contents):
     assert rows_of(record)[2].startswith("https://example.org/tiny-1.0.tar.gz, SHA-256 ")
     assert known(record)[2] == "recorded"
 
-    monkeypatch.setattr(prepare, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
+    monkeypatch.setattr(source, "fetch", lambda url, *_: open("tiny-1.0.tar.gz", "rb"))
     status, rows = checked(capsys, "--online", "--rebuild")
     assert status == 0, [row for row in rows.items() if "FAILS" in row[1]]
     assert rows["2"][:2] == rows["14"][:2] == rows["16"][:2] == ("yes", "checked")

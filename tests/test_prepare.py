@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import says_no, script
 
-from memory import tokenizer
+from memory import source, tokenizer
 from memory.corpus import load
 from memory.files import lock
 from memory.output import UserError
@@ -47,16 +47,18 @@ KERNEL = tarball([("linux/kernel/sched.c", SOURCE), ("linux/README", b"Linux\n" 
 @pytest.fixture
 def server():
     """A web server on this machine: answers[path] is a list of (status, body), taken one by one, the last for ever;
-    a body of None breaks off in the middle."""
+    a body of None breaks off in the middle, and a third item is the header Content-Length, or Location."""
     answers, asked = {}, []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
             left = answers.get(self.path, [(404, b"")])
-            status, body = left.pop(0) if len(left) > 1 else left[0]
+            status, body, *header = left.pop(0) if len(left) > 1 else left[0]
             self.send_response(status)
-            self.send_header("Content-Length", str(100 if body is None else len(body)))
+            if status // 100 == 3:
+                self.send_header("Location", header.pop())
+            self.send_header("Content-Length", *header or [str(100 if body is None else len(body))])
             self.end_headers()
             self.wfile.write(b"half" if body is None else body)
 
@@ -75,10 +77,10 @@ def server():
 def kernel_org(server, tmp_path, monkeypatch):
     """prepare.py in an empty folder, with the server as kernel.org and no stand-in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(prepare, "MIRRORS", [server.url + "/a", server.url + "/b"])
-    monkeypatch.setattr(prepare, "SHA256", hashlib.sha256(KERNEL).hexdigest())
-    monkeypatch.setattr(prepare, "STAND_IN", tmp_path / "no headers")
-    monkeypatch.setattr(prepare.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(source, "MIRRORS", [server.url + "/a", server.url + "/b"])
+    monkeypatch.setattr(source, "SHA256", hashlib.sha256(KERNEL).hexdigest())
+    monkeypatch.setattr(source, "STAND_IN", tmp_path / "no headers")
+    monkeypatch.setattr(source.time, "sleep", lambda seconds: None)
     return server
 
 
@@ -112,6 +114,81 @@ def test_download_from_the_mirror(kernel_org):
     kernel_org.answers["/b" + NAME] = [(200, KERNEL)]
     assert prepared()["url"] == kernel_org.url + "/b" + NAME
     assert kernel_org.asked == ["/a" + NAME, "/b" + NAME]
+
+
+def test_a_mirror_that_serves_something_else(kernel_org, capsys):
+    """A tarball, or a list of sums: the next one is asked, and it is said."""
+    kernel_org.answers["/a" + NAME] = [(200, KERNEL[:-1] + b"x")]
+    kernel_org.answers["/b" + NAME] = [(200, KERNEL)]
+    assert prepared()["url"] == kernel_org.url + "/b" + NAME
+    assert f"/a{NAME} has SHA-256" in capsys.readouterr().err
+    digest, other = hashlib.sha256(KERNEL).hexdigest(), "/v1.2/linux-1.2.13.tar.gz"
+    kernel_org.answers |= {f"/{mirror}{other}": [(200, KERNEL)] for mirror in "ab"}
+    kernel_org.answers["/a/v1.2/sha256sums.asc"] = [(200, b"<html>Sign in</html>")]
+    kernel_org.answers["/b/v1.2/sha256sums.asc"] = [(200, f"{digest}  linux-1.2.13.tar.gz\n".encode())]
+    assert prepared("--version", "1.2.13")["url"] == kernel_org.url + "/b" + other
+    assert "/a/v1.2/sha256sums.asc lists no linux-1.2.13.tar.gz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("header", ["abc", "-5", "1e3", "", "9" * 5000])
+def test_a_content_length_that_is_no_number(kernel_org, header):
+    kernel_org.answers["/t.tar.gz"] = [(200, KERNEL, header)]
+    assert prepared("--source", kernel_org.url + "/t.tar.gz")["sha256"] == hashlib.sha256(KERNEL).hexdigest()
+
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize("before, after, name", [
+    ("", f"/tree-2.tar.gz?private_token={SECRET}", "tree-2"), ("", f"/a%20b.zip?x=/{SECRET}.tar#y", "a b"),
+    ("", f"/%FF.tar.gz#{SECRET}", "%FF"), ("file", f"/{SECRET}/t.tar.gz", "t")])
+def test_no_secret_of_an_address_is_kept_or_printed(kernel_org, tmp_path, before, after, name, capfd):
+    """Queries, fragments and folders of this machine: in no file, no name of one, and on no terminal."""
+    if before:
+        (tmp_path / SECRET).mkdir()
+        (tmp_path / SECRET / "t.tar.gz").write_bytes(KERNEL)
+        url = f"file://{tmp_path}{after}"
+    else:
+        kernel_org.answers[after.split("#")[0]] = [(200, KERNEL)]
+        url = kernel_org.url + after
+    manifest = prepared("--source", url)
+    plain = url.split("#")[0]
+    assert (manifest["name"], manifest["url"]) == (name, None if before or "?" in url else plain)
+    assert manifest["whole_tree"]["url"] == manifest["url"]
+    with pytest.raises(UserError) as wrong:
+        prepare.main(["--source", url, "--sha256", "0" * 64])
+    with pytest.raises(UserError) as large:
+        prepare.main(["--source", url, "--max_bytes", "10"])
+    with pytest.raises(UserError) as no_text:
+        prepare.main(["--source", url, "--exclude", "*"])
+    for file in (tmp_path / "data").rglob("*"):
+        assert SECRET not in str(file.relative_to(tmp_path))
+        assert file.is_dir() or SECRET.encode() not in file.read_bytes()
+    said = "".join([*capfd.readouterr(), *(str(error.value) for error in (wrong, large, no_text))])
+    assert SECRET not in said and str(tmp_path) not in said and "SHA-256" in str(wrong.value)
+
+
+@pytest.mark.parametrize("url", [
+    f"http://me:{SECRET}@127.0.0.1:1/x.tar", f"http://127.0.0.1:1/x?{SECRET}", f"http://me:{SECRET} x@127.0.0.1/x",
+    f"http://127.0.0.1/a b?{SECRET}", f"http://me:{SECRET}#@127.0.0.1/x", f"file:///{SECRET}/x.tar",
+    f"git+https://me:{SECRET}@127.0.0.1/x", f"http://[::1/{SECRET}", f"http://127.0.0.1:1/\xfc?{SECRET}",
+    f"SERVER/round?{SECRET}", f"SERVER/away?{SECRET}", f"SERVER/none?{SECRET}"])
+def test_no_error_has_a_secret(kernel_org, url):
+    """Also none that a server makes by sending on."""
+    url = url.replace("SERVER", kernel_org.url)
+    kernel_org.answers |= {f"/round?{SECRET}": [(302, b"", f"/round?{SECRET}")],
+                           f"/away?{SECRET}": [(302, b"", f"file:///{SECRET}")]}
+    with pytest.raises(UserError) as caught:
+        prepare.main(["--source", url])
+    assert SECRET not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_was_asked_for_is_recorded(kernel_org):
+    """Not where a server sends on to, which may be an address for one time."""
+    kernel_org.answers["/t.tar.gz"] = [(302, b"", f"/real.tar.gz?{SECRET}")]
+    kernel_org.answers[f"/real.tar.gz?{SECRET}"] = [(200, KERNEL)]
+    manifest = prepared("--source", kernel_org.url + "/t.tar.gz")
+    assert (manifest["url"], manifest["name"]) == (kernel_org.url + "/t.tar.gz", "t")
 
 
 def test_wrong_checksum_keeps_nothing(kernel_org, tmp_path):
@@ -148,7 +225,7 @@ def test_stand_in(kernel_org, tmp_path, monkeypatch, capsys):
     headers = tmp_path / "headers"
     headers.mkdir()
     (headers / "a.h").write_bytes(b"/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */\n" + SOURCE)
-    monkeypatch.setattr(prepare, "STAND_IN", headers)
+    monkeypatch.setattr(source, "STAND_IN", headers)
     manifest = prepared()
     assert (manifest["origin"], manifest["licence"]) == ("stand-in", "GPL-2.0 WITH Linux-syscall-note")
     assert manifest["files"][0]["path"] == "linux/a.h"
@@ -256,7 +333,7 @@ def test_a_folder_where_paths_have_backslashes(tmp_path, monkeypatch):
     relative = os.path.relpath
     monkeypatch.setattr(os.path, "relpath", lambda *words: relative(*words).replace(b"/", b"\\"))
     monkeypatch.setattr(os, "sep", "\\")
-    assert [member.path for member in prepare.folder_members(tmp_path / "t")] == [b"kernel/sched.c"]
+    assert [member.path for member in source.folder_members(tmp_path / "t")] == [b"kernel/sched.c"]
 
 
 def zipped(path, members, **options):
@@ -309,9 +386,9 @@ def test_a_pipe_as_source(tmp_path, monkeypatch):
     ("linux-2.0.40", "linux"), ("linux-6.1-rc3", "linux"), ("bzip2-1.0.8", "bzip2"), ("x264", "x264"),
     ("lz4_v1.9", "lz4"), ("i386-tools", "i386-tools")])
 def test_the_root_carries_no_version(name, root):
-    assert list(prepare.rooted(prepare.Tree({b"a": b"", b"b/c": b""}), name).files) == [f"{root}/a", f"{root}/b/c"]
-    tree = prepare.Tree({name.encode() + b"/a": b"", name.encode() + b"/b": b""})
-    assert list(prepare.rooted(tree, "x").files) == [f"{root}/a", f"{root}/b"]
+    assert list(source.rooted(source.Tree({b"a": b"", b"b/c": b""}), name).files) == [f"{root}/a", f"{root}/b/c"]
+    tree = source.Tree({name.encode() + b"/a": b"", name.encode() + b"/b": b""})
+    assert list(source.rooted(tree, "x").files) == [f"{root}/a", f"{root}/b"]
 
 
 def test_parts_of_a_tree(tree, tmp_path, monkeypatch, capsys):

@@ -251,7 +251,7 @@ def rebuild(e):
     outcome = "It has not been built again yet."
     if e.rebuilt.get("model_sha256") == e.weights:
         same = e.rebuilt["rebuilt_sha256"] == e.weights
-        outcome = f"""It was built again on {e.rebuilt['built_by']['processor']}, and the weights were
+        outcome = f"""It was built again on {e.rebuilt['built_by'][-1]['processor']}, and the weights were
             {'the same, bit for bit' if same else 'others'}."""
     first = ""
     if sha256 := e.build.get("init_sha256"):

@@ -286,7 +286,7 @@ def built_again(e):
             UNKNOWN, "verify.py has not built it again")
     if found["model_sha256"] != e.weights:
         return NO, "rebuilt.json is about other weights"
-    how, here, there = "" if e.built_now else RECORDED, found["built_by"], (e.build.get("built_by") or [{}])[-1]
+    how, here, there = "" if e.built_now else RECORDED, found["built_by"][-1], (e.build.get("built_by") or [{}])[-1]
     if found["rebuilt_sha256"] == e.weights:
         return YES, f"{how}the same SHA-256 on {here['processor']}, torch {here['torch']}"
     if differ := [key for key in SURROUNDINGS if here.get(key) != there.get(key)]:

@@ -52,6 +52,11 @@ def count(value):
     return type(value) is int and 0 <= value < 2**63
 
 
+def look(value):
+    """The step of a full pass; -1 before the first."""
+    return count(value) or type(value) is int and value == -1
+
+
 def some(value):
     return count(value) and value > 0
 
@@ -66,6 +71,10 @@ def share(value):
 
 def sha256(value):
     return type(value) is str and bool(re.fullmatch("[0-9a-f]{64}", value))
+
+
+def empty(value):
+    return value == ""
 
 
 def anything(value):
@@ -98,12 +107,17 @@ EXTRACTION = {"model_sha256": sha256, "name": line, "licence": (line, NONE), "tr
               "files": count, "files_exact": count, "bytes": count, "bytes_exact": count, "refused": [line],
               "parameters": count, "compressed_by": line, "bits_per_parameter": number, "learned": FIGURES,
               "control?": FIGURES | {"files": count}, ...: SCALAR}
-REBUILT = {"model_sha256": sha256, "rebuilt_sha256": sha256,
-           "built_by": {"processor": line, "torch": line, ...: SCALAR}}
+REBUILT = {"model_sha256": sha256, "rebuilt_sha256": sha256, "steps": some,
+           "built_by": [{"processor": line, "torch": line, "threads": some, ...: SCALAR}, ...]}
 STATED = {"model": line, "model_sha256": sha256, "items": [{
               "number": count, "item": line, "asked_by": line, "answer": line, "evidence": line, "checked_by": line}],
           "meets": {...: {"answer": line, "items": [count], "open": [count]}}, "personal_data": {...: count},
           "not_learned": [path], "publisher": {"producer": words, "contact": words, "repository": words,
                                                "citation": words}}  # openness.json
 CONFIG = {"num_hidden_layers": count, "hidden_size": count, "max_position_embeddings": count, ...: anything}
-STATE = {"settings": {...: SCALAR}, "corpus": {...: SCALAR}, "step": count, ...: anything}  # in a state of the run
+STATE = {"settings": {...: SCALAR},
+         "corpus": {"name": line, "train_bin_sha256": sha256, "tokenizer_sha256": sha256, ...: SCALAR}, "step": count,
+         "looked": look, "seconds": number, "done": line, "init_sha256": (sha256, empty), "rounds": [count],
+         "mend_rate": number, "built_by": [{"from_step": count, ...: SCALAR}]}  # in a state of the run: run.State
+LOOK = {"step": count, "epoch": number, "loss": (number, NONE), "accuracy": share, "wrong": count,
+        "bits_per_byte": number, "seconds": number}  # of a line in log.jsonl, what is read again

@@ -222,18 +222,19 @@ def new_run(settings, out, device, dtype, tree, tokenizer, tokens):
 
 def learn(run):
     """Goes on with the run to its end, or until it is stopped, and saves; returns the exit status."""
-    settings, windows, stop = run.settings, run.windows, Stop(run.out)
+    settings, windows = run.settings, run.windows
     if processes.rank() == 0:
         run.compressed = in_background(compressed_sizes, windows)
     objective, works = Objective(run.model, run.dtype), False
-    if settings.compile and not run.state.done:
-        some = np.arange(settings.batch_size) % len(windows)
-        parts = make_batch(windows, some, (0, 0), settings.negatives, run.sampler.rivals, 0.0, run.device,
-                           settings.micro_batch)
-        formats = (run.dtype, torch.float32) if settings.mend_steps else (run.dtype,)
-        objective, works = compiled(objective, {len(part[0]): part for part in parts}.values(), formats)
-    begin_turn(run, surroundings(run.device, run.dtype, works))
-    return finish(run, loop(run, objective, stop), stop)
+    with Stop(run.out) as stop:
+        if settings.compile and not run.state.done:
+            some = np.arange(settings.batch_size) % len(windows)
+            parts = make_batch(windows, some, (0, 0), settings.negatives, run.sampler.rivals, 0.0, run.device,
+                               settings.micro_batch)
+            formats = (run.dtype, torch.float32) if settings.mend_steps else (run.dtype,)
+            objective, works = compiled(objective, {len(part[0]): part for part in parts}.values(), formats)
+        begin_turn(run, surroundings(run.device, run.dtype, works))
+        return finish(run, loop(run, objective, stop), stop)
 
 
 def loop(run, objective, stop):

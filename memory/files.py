@@ -73,11 +73,14 @@ def write_through(path, parts):
 
 def write_file(path, data):
     """Writes `data`, bytes or an iterable of them, to `path` in a folder of ours, whole or not at all. A link there is
-    replaced by the file, and what it names is not touched. Raises UserError if the disk refuses."""
+    replaced by the file, and what it names is not touched. Raises UserError if the disk refuses, or a device, a pipe or
+    a folder stands there."""
     path, parts = Path(path), [data] if isinstance(data, bytes) else data
     part = path.with_name(f".part.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_symlink() and not path.is_file():  # root may replace even a device
+            raise OSError(errno.EEXIST, "it is no regular file")
         try:
             with open(part, "xb") as file:  # made with the mode that the umask leaves
                 file.writelines(parts)
@@ -147,7 +150,8 @@ def name_of(path):
     name = os.path.basename(os.path.normpath(os.fsencode(path))).decode("utf-8", "surrogateescape")
     if not re.search(f"[{ODD}]", name):
         return name
-    return re.sub(f"[{ODD}%]", lambda odd: "".join(f"%{b:02X}" for b in os.fsencode(odd[0])), name)
+    return re.sub(
+        f"[{ODD}%]", lambda odd: "".join(f"%{b:02X}" for b in odd[0].encode("utf-8", "surrogateescape")), name)
 
 
 def digest_of(path):

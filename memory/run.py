@@ -98,7 +98,7 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 class Stop:
-    """A signal that asks a run to stop, SIGINT, SIGTERM or SIGHUP. The run saves as soon as it has finished the step or
+    """A signal that asks a run to stop, one of STOPPING. The run saves as soon as it has finished the step or
     the batch it is at; a second signal leaves at once, and so does the first before anything is learned."""
     TWICE = 1.0  # seconds in which a second signal is the first: `timeout` signals a program, then its group
 
@@ -108,7 +108,10 @@ class Stop:
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 self.before[number] = signal.signal(number, self.note)
 
-    def restore(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         """Gives the signals back their handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -370,7 +373,6 @@ def finish(run, wrong, stop):
         errors = list_errors(run.model, run.windows, wrong, run.device)
         report_errors(out / "errors.jsonl", errors, wrong)
     sha256 = save_model(run)
-    stop.restore()
     if not state.done:
         print(f"stopped at step {state.step:,} of {run.schedule.last:,}, saved in {out}; the same command goes on from "
               f"here")

@@ -21,7 +21,7 @@ from selenium import webdriver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from memory.files import write_file  # noqa: E402  found by the line above
+from memory.files import write_result  # noqa: E402  found by the line above
 from memory.output import UserError, progress, run_script  # noqa: E402
 from memory.settings import parse  # noqa: E402
 
@@ -128,7 +128,7 @@ def film(browser, file, path):
     data = io.BytesIO()
     frames[0].save(data, Path(path).suffix[1:], save_all=True, append_images=frames[1:], loop=0, quality=60, method=6,
                    duration=[120] * (len(frames) - 1) + [3000])
-    write_file(path, data.getvalue())
+    write_result(path, data.getvalue())
     print(f"{path}: {len(frames)} frames, {len(data.getvalue()):,} bytes")
 
 
@@ -163,7 +163,7 @@ def main(argv=None):
     print(f"{exact} of {len(rows)} files identical, {size:,} bytes; {tokens / seconds:.0f} tokens/s, "
           f"{memory / 1e6:.0f} MB; page of {about['page_bytes']:,} bytes, {about['format']}")
     if settings.json:
-        write_file(settings.json, json.dumps(result, indent=1).encode())
+        write_result(settings.json, json.dumps(result, indent=1).encode())
     return 0 if exact == len(rows) else 1
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from memory import card, croissant, mof, processes
 from memory.corpus import find_tree, load, read_manifest, texts
 from memory.evidence import ARCHIVE, RECORDS, gather, survey, write_archive
-from memory.files import digest_of, newest, remove, write_file, write_json
+from memory.files import digest_of, name_of, newest, remove, write_file, write_json
 from memory.items import ITEMS, NO, RECORDED, UNKNOWN, YES, columns, judge, mof_class
 from memory.output import UserError, run_script
 from memory.personal import Count
@@ -137,7 +137,7 @@ def state(e, settings):
     answers = {number: answer for number, (answer, _) in found.items()}
     before = e.stated.get("publisher", {})
     return {
-        "model": e.stated.get("model", e.folder.resolve().name), "model_sha256": e.weights,
+        "model": e.stated.get("model", name_of(e.folder.resolve())), "model_sha256": e.weights,
         "items": [{"number": number, "item": text, "asked_by": asked, "answer": found[number][0],
                    "evidence": found[number][1], "checked_by": how}
                   for number, (text, asked, _, how) in ITEMS.items()],

@@ -33,7 +33,7 @@ from memory.corpus import CORPUS, choose_files, compressed_sizes, find_data, fit
 from memory.device import check_memory, compiled, find_device, find_dtype, hand_back_memory, make_deterministic, mixed
 from memory.device import surroundings, synchronize, tune_cpu, warn_if_emulated, without_small_numbers
 from memory.evaluate import count_wrong
-from memory.files import json_digest
+from memory.files import json_digest, lock
 from memory.optim import make_optimizers, update
 from memory.output import UserError, percent, run_script
 from memory.run import PLACES, Meter, Run, State, Stop, agree, begin_turn, finish, foreign, in_background
@@ -183,17 +183,18 @@ def train(settings, out, device):
     # resume; all processes must have the same settings and tree, only the paths may differ
     agree(run, "settings, number format, tree or first weights", (
         run.state.corpus, run.state.settings, run.state.init_sha256, str(dtype), device.type))
-    resume(run)
-    whole = run.state.done and is_model_whole(run)
-    if whole and processes.rank() == 0:
-        print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
-    status = status_of(run) if whole else learn(run)
-    sums = openness.read_sums(out)  # written last, and a kill may have come before
-    if not whole or not sums or not all((out / name).exists() for name in sums):
-        try:
-            openness.describe(out, data)
-        except UserError as error:
-            print(f"warning: the model is whole, but its folder has no card: {error}", file=sys.stderr)
+    with lock(out) if processes.rank() == 0 else contextlib.nullcontext():
+        resume(run)
+        whole = run.state.done and is_model_whole(run)
+        if whole and processes.rank() == 0:
+            print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
+        status = status_of(run) if whole else learn(run)
+        sums = openness.read_sums(out)  # written last, and a kill may have come before
+        if not whole or not sums or not all((out / name).exists() for name in sums):
+            try:
+                openness.describe(out, data)
+            except UserError as error:
+                print(f"warning: the model is whole, but its folder has no card: {error}", file=sys.stderr)
     return status
 
 

@@ -16,7 +16,7 @@ from memory import processes
 from memory.checkpoint import NAMES, another_version, append_log, load_state, pack, save_state, trim_log, unpack
 from memory.corpus import CORPUS
 from memory.evaluate import SURE, count_wrong, list_errors, report_errors
-from memory.files import digest_of, lock, read_json, remove, write_json
+from memory.files import digest_of, read_json, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
 from memory.schedule import Schedule, round_rate, round_steps
@@ -76,7 +76,6 @@ class Run:
     state: State
     code: dict  # which code computes (versions.describe_code)
     compressed: object = None  # a Future: what compressed_sizes finds
-    lock: object = None  # the open file that keeps others out of the folder
 
     @property
     def files(self):
@@ -247,10 +246,8 @@ def foreign(folder):
 
 
 def resume(run):
-    """Takes the run's folder, and goes on with the state that it holds, if there is one. Raises UserError if it is
-    another run's."""
+    """Goes on with the state that the run's folder holds, if there is one. Raises UserError if it is another run's."""
     out, state = run.out, run.state
-    run.lock = lock(out) if processes.rank() == 0 else None
     if run.settings.fresh and processes.rank() == 0:
         for name in (*NAMES, *OF_A_RUN):
             remove(out / name)

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,6 +79,24 @@ def hostile_files():
 
 
 @pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """A function that fills a folder by calling make(), of all workers of pytest-xdist in one; the others copy it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent / "shared" if "PYTEST_XDIST_WORKER" in os.environ else base / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def fill(folder, make):
+        with filelock.FileLock(shared / f"{folder.name}.lock"):
+            if (shared / folder.name).exists():
+                shutil.copytree(shared / folder.name, folder, dirs_exist_ok=True)
+            else:
+                make()
+                shutil.copytree(folder, shared / "half", symlinks=True)
+                (shared / "half").rename(shared / folder.name)
+    return fill
+
+
+@pytest.fixture(scope="session")
 def tree(tmp_path_factory):
     """A folder `tiny-1.0`: real source (Python's own json package in part) and hostile files, one name not UTF-8."""
     folder = tmp_path_factory.mktemp("source") / "tiny-1.0"
@@ -102,12 +121,16 @@ def contents(tree):
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory, tree):
+def work(tmp_path_factory, tree, once):
     """A working folder with data/tiny-1.0 prepared and a config `tiny.py` that learns it: at the second look, when the
     rate is at zero. Sooner, at a higher one, all tokens may be right and a path far too unlikely to be listed."""
     folder = tmp_path_factory.mktemp("work")
-    done = script("prepare.py", "--source", tree, "--vocab_size", 700, cwd=folder)
-    assert done.returncode == 0, done.stderr.decode()
+
+    def make():
+        done = script("prepare.py", "--source", tree, "--vocab_size", 700, cwd=folder)
+        assert done.returncode == 0, done.stderr.decode()
+
+    once(folder / "data", make)
     (folder / "configs").mkdir()
     (folder / "configs/tiny.py").write_text(
         '"""A tiny model."""\nhidden_size = 64\nintermediate_size = 160\nnum_hidden_layers = 2\n'
@@ -117,11 +140,14 @@ def work(tmp_path_factory, tree):
 
 
 @pytest.fixture(scope="session")
-def learned(work):
+def learned(work, once):
     """The working folder with out/tiny: a model that has every token of the tree right."""
-    done = script("train.py", "configs/tiny.py", cwd=work)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
+    def make():
+        done = script("train.py", "configs/tiny.py", cwd=work)
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
+
+    once(work / "out/tiny", make)
     return work
 
 
@@ -140,13 +166,18 @@ def patched(learned, tree, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def mended(learned, patched):
+def mended(learned, patched, once):
     """The folder of a model: the patched tree, learned from the weights of out/tiny."""
-    done = script("train.py", "configs/tiny.py", "--init_from=out/tiny", "--mend_steps=1000", "--data", patched,
-                  "--out", patched.parent / "out", cwd=learned)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
-    return patched.parent / "out"
+    folder = patched.parent / "mended"
+
+    def make():
+        done = script("train.py", "configs/tiny.py", "--init_from=out/tiny", "--mend_steps=1000", "--data", patched,
+                      "--out", folder, cwd=learned)
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
+
+    once(folder, make)
+    return folder
 
 
 # A run that ends with errors, begins to mend them half-way, and saves on the way
@@ -164,24 +195,36 @@ def sha256(folder):
 
 
 @pytest.fixture(scope="session")
-def whole(work):
+def whole(work, once):
     """The hash of the weights of one undisturbed run."""
-    assert script("train.py", *OPTIONS, "--out=out/undisturbed", cwd=work).returncode == 1, "tokens are wrong"
+    def make():
+        assert script("train.py", *OPTIONS, "--out=out/undisturbed", cwd=work).returncode == 1, "tokens are wrong"
+
+    once(work / "out/undisturbed", make)
     return sha256(work / "out/undisturbed")
 
 
-@pytest.fixture
-def stopped(work, tmp_path):
-    """A folder with a run stopped half-way, and both states in it."""
+@pytest.fixture(scope="session")
+def half_way(work, once):
+    """The folder of a run stopped half-way, with both states in it."""
     folder = work / "out/half-way"
-    if not folder.exists():
-        process = start(work, "out/half-way")
-        while not (folder / NAMES[1]).exists() and process.poll() is None:
+
+    def make():
+        process = start(work, folder)
+        while not (folder / NAMES[1]).exists():
+            assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    shutil.copytree(folder, tmp_path / "run")
-    return tmp_path / "run"
+        process.communicate(timeout=300)
+
+    once(folder, make)
+    return folder
+
+
+@pytest.fixture
+def stopped(half_way, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(half_way, tmp_path / "run")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.corpus import load
 from memory.device import compiled, find_dtype, has_bfloat16, warn_if_emulated
 from memory.evaluate import SAFE, SURE, count_wrong, examine, teacher_forced
-from memory.files import read_json
+from memory.files import read_json, write_json
 from memory.optim import Muon, make_optimizers, update
 from memory.output import UserError
 from memory.run import State, Stop, mend
@@ -38,8 +38,10 @@ from memory.settings import parse
 from memory.windows import IGNORE, Windows
 from model import Llama, LlamaConfig
 from train import Objective
+import openness
 import prepare
 import train
+import verify
 
 
 def run(cwd, *words):
@@ -283,6 +285,39 @@ def test_mending_multiplies_in_float32_after_its_first_rounds(work, monkeypatch)
     assert steps == (2 + MEND_COARSE) * [torch.bfloat16] + 3 * [torch.float32]
 
 
+def test_no_record_of_a_run_has_paths_of_the_machine(learned):
+    """Which say nothing of the weights, may be no text, and are nobody's business."""
+    state = json.loads(read_tensors(learned / "out/tiny" / NAMES[0])[1]["run"])
+    for record in (state, read_json(learned / "out/tiny/build.json"), log_of(learned / "out/tiny")[0]):
+        assert not {"data", "out", "init_from"} & record["settings"].keys()
+        assert str(learned) not in json.dumps(record)
+
+
+@pytest.mark.parametrize("key", ["name", "origin", "licence", "url", "sha256", "files", "train_bin_sha256",
+                                 "tokenizer_sha256", "vocab_size", "compressed_bits", "whole_tree"])
+def test_a_manifest_of_a_wrong_shape(work, tmp_path, monkeypatch, key):
+    """Refused in one line, or of no matter to a run."""
+    shutil.copytree(work / "data/tiny-1.0", tmp_path / "t")
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(train, "resume", lambda run: None)
+    monkeypatch.setattr(train, "learn", lambda run: 99)
+    monkeypatch.setattr(openness, "describe", lambda *_: None)
+    manifest = read_json(tmp_path / "t/manifest.json")
+    for value in (None, True, -1, 1.5, "x\ny", [], [[]], [{}], {"a": {}}):
+        write_json(tmp_path / "t/manifest.json", manifest | {key: value})
+        try:
+            assert train_here(work, "--data", tmp_path / "t", "--out", tmp_path / "m") == 99
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_signal_in_a_folder_whose_name_is_no_text(capfd):
+    with Stop(Path("out/\udcff")) as stop:
+        stop.learned = True
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.signal == signal.SIGTERM and "saving out/\\udcff" in capfd.readouterr().err
+
+
 def test_train_bytes_learns_only_those_files(work):
     assert train_here(work, "--max_steps=1", "--train_bytes=4000", "--out=out/part") == 1
     files = json.loads((work / "out/part/manifest.json").read_text())["files"]
@@ -405,6 +440,32 @@ def test_weights_that_cannot_be_begun_from(learned, model, other, tmp_path, monk
     data[-1] ^= 1
     (model / "model.safetensors").write_bytes(data)
     says_no(train.main, [*words, "--init_from", model], "damaged")
+
+
+def test_the_control_is_new_to_the_first_weights(learned, patched, model, tmp_path, capsys):
+    """What the base learned, by its path or by its bytes, is no control. verify.py makes the same choice again."""
+    def choice(folder):
+        train_here(learned, "--init_from", folder, "--data", patched, "--hold_out_bytes=3000", "--max_steps=2", "--out",
+                   tmp_path / "new", "--fresh")
+        manifest = read_json(tmp_path / "new/manifest.json")
+        return [[file["path"] for file in manifest[key]] for key in ("files", "held_out")]
+
+    everything = read_json(patched / "manifest.json")["files"]
+    files, held_out = choice("out/tiny")
+    assert len(files) == len(everything) and not held_out
+    assert "nothing is held out: tiny-1.0 has no file, new to the first weights," in capsys.readouterr().out
+    manifest = read_json(model / "manifest.json")
+    known = [file for file in manifest["files"] if "odd/" not in file["path"]]
+    (moved,) = (file for file in manifest["files"] if file["path"] == "tiny/odd/random.bin")
+    known.append(moved | {"path": "else/x"})
+    write_json(model / "manifest.json", manifest | {"files": known})
+    files, held_out = choice(model)
+    assert held_out and not {"tiny/odd/random.bin", *(file["path"] for file in known)} & {*held_out}
+    assert sorted(files + held_out) == sorted(file["path"] for file in everything)
+    assert here(verify.main, "--model", tmp_path / "new", "--data", patched, "--init_from", model, "--out",
+                tmp_path / "again", cwd=learned) == 0
+    again = read_json(tmp_path / "again/manifest.json")
+    assert [file["path"] for file in again["held_out"]] == held_out
 
 
 # the pure functions

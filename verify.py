@@ -6,8 +6,8 @@
 What to build, and with what it was built, stands in the model's build.json; the tree must be prepared here. The same
 weights can be expected from the same processor, number of threads and versions; what differs is said. Exit status 0:
 equal; 1: not equal, and where the two first differ. rebuilt.json in the model's folder says so too. An interrupted
-build goes on when it is started again. A model that began from other weights is built from these; they can be verified
-in their turn.
+build goes on when it is started again; a folder with anything else in it is left alone. A model that began from other
+weights is built from these; they can be verified in their turn.
 """
 import dataclasses
 import hashlib
@@ -35,7 +35,7 @@ class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder of the prepared tree; found under data/ if left out
     init_from: str = ""  # folder of the weights that the model began from, if it did; found under out/ if left out
-    out: str = ""  # folder to build it in; rebuilt/<name of the model> if left out
+    out: str = ""  # new folder to build it in; rebuilt/<name of the model> if left out
 
 
 class Stopped(Exception):

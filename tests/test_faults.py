@@ -89,11 +89,12 @@ def test_disk_full(work, stopped, whole, size):
 
 def test_read_only_directory(work, stopped):
     """Root may write anywhere, so the file system refuses: /proc takes no new files."""
-    refused(script("train.py", *OPTIONS, "--out=/proc/self/run", cwd=work), "cannot write", "/proc/self/run")
-    if os.getuid():
-        stopped.chmod(0o500)
-        refused(script("train.py", *OPTIONS, "--out", stopped, cwd=work), "cannot write", str(stopped))
-        stopped.chmod(0o700)
+    with contextlib.chdir(work):
+        says_no(train.main, [*OPTIONS, "--out=/proc/self/run"], "cannot write", "/proc/self/run")
+        if os.getuid():
+            stopped.chmod(0o500)
+            says_no(train.main, [*OPTIONS, "--out", stopped], "cannot write", str(stopped))
+            stopped.chmod(0o700)
 
 
 def spoil(path, how):
@@ -330,14 +331,14 @@ def test_other_corpus(work, learned, stopped, model, other):
         says_no(train.main, [*OPTIONS, "--out", stopped, "--data", other], "another tree", "leave --data out")
     refused(script("extract.py", "--model", model, "--data", other, cwd=learned), str(other), "not the tree")
     shutil.copy(other / "tokenizer.model", model)
-    for words in (["sample.py"], ["extract.py", "--check"]):
-        refused(script(*words, "--model", model, cwd=learned), "tokenizer.model", "manifest.json")
+    for main, words in ((sample.main, []), (extract.main, ["--check"])):
+        says_no(main, [*words, "--model", model], "tokenizer.model", "manifest.json")
     shutil.copy(other / "manifest.json", model)
-    refused(script("sample.py", "--model", model, cwd=learned), "manifest.json is that of a prepared tree")
+    says_no(sample.main, ["--model", model], "manifest.json is that of a prepared tree")
     write_json(model / "manifest.json", read_json(other / "manifest.json") | {"tree": {}, "held_out": []})
     # now these two fit, but not the weights
-    for words in (["sample.py"], ["extract.py", "--check"]):
-        refused(script(*words, "--model", model, cwd=learned), "was not trained on", "model.safetensors")
+    for main, words in ((sample.main, []), (extract.main, ["--check"])):
+        says_no(main, [*words, "--model", model], "was not trained on", "model.safetensors")
 
 
 def test_second_run_in_the_same_folder(work, tmp_path):
@@ -349,7 +350,8 @@ def test_second_run_in_the_same_folder(work, tmp_path):
     while not (tmp_path / "run" / NAMES[0]).exists():
         assert process.poll() is None
         time.sleep(0.01)
-    refused(script("train.py", *OPTIONS, "--out", tmp_path / "run", "--fresh", cwd=work), "another run")
+    with contextlib.chdir(work):
+        says_no(train.main, [*OPTIONS, "--out", tmp_path / "run", "--fresh"], "another run")
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM and b"goes on from here" in out, "the first was not disturbed"

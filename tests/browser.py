@@ -59,7 +59,7 @@ def start_browser():
     return webdriver.Chrome(options, webdriver.ChromeService(driver))
 
 
-def wait(browser, expression, seconds=60):
+def wait(browser, expression, seconds=300):
     """The value of a JavaScript expression, as soon as it is true."""
     end = time.monotonic() + seconds
     while not (value := browser.execute_script(f"return {expression}")):
@@ -80,7 +80,7 @@ def so_far(browser):
     return bytes(browser.execute_script("return now.chunks.flatMap((chunk) => [...chunk])"))
 
 
-def written(browser, seconds=60):
+def written(browser, seconds=300):
     """(bytes, verdict) of the text that is being written, once it has ended."""
     verdict = wait(browser, "!$('verdict').hidden && $('verdict').textContent", seconds)
     return so_far(browser), verdict
@@ -102,7 +102,7 @@ def peak_memory(browser):
 def recite(browser, file):
     """Has the page write one file; returns what was found, as a dict."""
     browser.execute_script("choose(files.find((file) => file.path === arguments[0]))", file["path"])
-    text, verdict = written(browser, 60 + file["tokens"] / 5)
+    text, verdict = written(browser, 300 + file["tokens"] / 5)
     tokens, seconds = browser.execute_script("return [now.tokens, now.seconds]")
     exact = hashlib.sha256(text).hexdigest() == file["sha256"]
     if exact != verdict.startswith("✓"):

@@ -210,12 +210,17 @@ def half_way(work, once):
     folder = work / "out/half-way"
 
     def make():
-        process = start(work, folder)
-        while not (folder / NAMES[1]).exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=300)
+        status = 1
+        while status == 1:  # it had ended before the signal came
+            shutil.rmtree(folder, ignore_errors=True)
+            process = start(work, folder)
+            while not (folder / NAMES[1]).exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=300)
+            status = process.returncode
+        assert status == 128 + signal.SIGTERM
 
     once(folder, make)
     return folder

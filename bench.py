@@ -34,7 +34,8 @@ import transformers
 
 from memory.corpus import choose_files, find_tree, fitting, load, read_manifest
 from memory.device import check_memory, clock, find_device, find_dtype, mixed, surroundings, to_device, tune_cpu
-from memory.files import STDOUT, newest, write_file, write_result
+from memory.device import without_small_numbers
+from memory.files import STDOUT, newest, write_result
 from memory.generate import generate, recite
 from memory.optim import make_optimizers, update
 from memory.output import UserError, progress, run_script
@@ -372,17 +373,18 @@ def main(argv=None):
     dtype = find_dtype("auto", device)
     tune_cpu()  # for all contenders alike, though only this project's users have it
     news = sys.stderr if settings.json in STDOUT else sys.stdout
-    if settings.race:
-        figures = race_figures(settings, device, dtype, lambda run: show_run(run, news))
-        show_race(figures, news)
-    elif settings.patch:
-        figures = patch_figures(settings, device, dtype, news)
-    else:
-        figures = speed_figures(settings, device, dtype, news)
+    with without_small_numbers():  # the same
+        if settings.race:
+            figures = race_figures(settings, device, dtype, lambda run: show_run(run, news))
+            show_race(figures, news)
+        elif settings.patch:
+            figures = patch_figures(settings, device, dtype, news)
+        else:
+            figures = speed_figures(settings, device, dtype, news)
     if settings.json:
         write_result(settings.json, json.dumps(figures, indent=1).encode())
     if settings.race and settings.picture:
-        write_file(settings.picture, race_picture(figures).encode())
+        write_result(settings.picture, race_picture(figures).encode())
     return 0
 
 

@@ -253,7 +253,7 @@ def write_report(result, folder, path):
     reciting = (target.parent / "recite.html").exists()
     page = fill("report.html", DATA=as_json(result | {"log": read_log(folder), "recite": reciting}))
     try:
-        write_result(path or target, page)
+        (write_result if path else write_file)(path or target, page)
     except UserError as error:
         if path:
             raise

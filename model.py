@@ -350,8 +350,9 @@ def load_model(folder, device):
 
 
 def load_weights(folder, config, tree, device):
-    """(Llama, SHA-256 (hex) of its weights) of a directory that train.py wrote, to begin another run from. config: the
-    LlamaConfig of that run; tree: the manifest of what it learns. Raises UserError if the sizes or pieces differ."""
+    """(Llama, SHA-256 (hex) of its weights, entries of the files that it learned) of a directory that train.py wrote,
+    to begin another run from. config: the LlamaConfig of that run; tree: the manifest of what it learns. Raises
+    UserError if the sizes or pieces differ."""
     model, tokenizer, manifest = load_model(folder, device)
     if manifest["tokenizer_sha256"] != tree["tokenizer_sha256"]:
         raise UserError(f"{folder} has other pieces than the tree {tree['name']}: prepare that tree again with "
@@ -363,4 +364,4 @@ def load_weights(folder, config, tree, device):
     if gone and processes.rank() == 0:
         print(f"{folder} learned {len(gone):,} files that {tree['name']} lacks: a patch does not make it forget them, "
               f"a run from nothing does", file=sys.stderr)
-    return model, model.sha256
+    return model, model.sha256, manifest["files"]

@@ -218,7 +218,7 @@ def look_further(e, settings):
         try:
             e.built_now, _ = rebuild(e.folder, settings.data)
         except Stopped:
-            raise UserError("the build was stopped; the same command goes on with it") from None
+            raise UserError("the build did not come to its end; the same command goes on with it") from None
     whole = e.manifest["whole_tree"]
     if settings.online and whole["url"]:
         file = source.fetch(whole["url"], 2**32)

@@ -18,7 +18,7 @@ import torch
 from extract import load_tree
 from memory.device import find_device
 from memory.evaluate import NOISE, examine
-from memory.files import STDOUT, name_of, newest, write_result
+from memory.files import STDOUT, name_of, newest, write_file, write_result
 from memory.output import run_script
 from memory.page import as_json, fill
 from memory.settings import parse
@@ -126,7 +126,7 @@ def main(argv=None):
         "tensors": shapes(model)}
     page = make_page(about, tokenizer, manifest["files"], weights)
     out = settings.out or folder / "recite.html"
-    write_result(out, page)
+    (write_result if settings.out else write_file)(out, page)
     if not settings.out:
         openness.renew_sums(folder)
     print(f"{out}: {len(page):,} bytes, weights in {kind}, {len(manifest['files']):,} files", file=news)

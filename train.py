@@ -12,7 +12,8 @@ first, then a line for each full pass), build.json (what another person needs to
 and the card, the licence and what else openness.py writes.
 A run with --init_from looks first: if most tokens are right already, as after a patch of the tree, and its config mends
 (mend_steps), it only mends.
-Ctrl-C, SIGTERM or SIGHUP saves and stops; a second one leaves at once.
+Ctrl-C, SIGTERM or SIGHUP saves and stops; a second one leaves at once. Exit status 0: the target is reached, by default
+every token right; 1: the budget is spent, and tokens are wrong; 2: an error; 128 and the signal's number: stopped.
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
@@ -28,16 +29,15 @@ import torch
 from torch.nn import functional as F
 
 from memory import processes
-from memory.checkpoint import is_model_whole
 from memory.corpus import CORPUS, choose_files, compressed_sizes, find_data, fitting, load
-from memory.device import check_memory, compiled, find_device, find_dtype, hand_back_memory, tune_cpu
-from memory.device import make_deterministic, mixed, surroundings, synchronize, warn_if_emulated
+from memory.device import check_memory, compiled, find_device, find_dtype, hand_back_memory, make_deterministic, mixed
+from memory.device import surroundings, synchronize, tune_cpu, warn_if_emulated, without_small_numbers
 from memory.evaluate import count_wrong
-from memory.files import json_digest
+from memory.files import json_digest, lock
 from memory.optim import make_optimizers, update
 from memory.output import UserError, percent, run_script
-from memory.run import Meter, Run, State, Stop, agree, begin_turn, finish, in_background, log, mend, progress_of
-from memory.run import resume, save, say
+from memory.run import PLACES, Meter, Run, State, Stop, agree, begin_turn, finish, foreign, in_background
+from memory.run import is_model_whole, log, mend, progress_of, resume, save, say, status_of
 from memory.sampler import Sampler, make_batch
 from memory.schedule import Schedule
 from memory.settings import parse
@@ -156,11 +156,8 @@ def main(argv=None):
     settings, config_path = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv, config=True)
     check(settings)
     out = Path(settings.out or Path("out") / Path(config_path).stem)
-    with processes.group(find_device(settings.device), out) as device:
-        try:
-            return train(settings, out, device)
-        finally:
-            torch.set_flush_denormal(False)  # tune_cpu's, which a program that calls main() has not asked for
+    with processes.group(find_device(settings.device), out) as device, without_small_numbers():
+        return train(settings, out, device)
 
 
 def train(settings, out, device):
@@ -171,6 +168,9 @@ def train(settings, out, device):
         raise UserError(f"{out} holds a prepared tree, which a model would overwrite: name another --out")
     if settings.init_from and out.resolve() == Path(settings.init_from).resolve():
         raise UserError(f"{out} is the model that the run is to begin from: name another --out")
+    if not settings.fresh and (found := foreign(out)):
+        raise UserError(f"{out} holds {found}, and no state of a run to go on with: name another --out, or write over "
+                        f"it with --fresh")
     dtype = find_dtype(settings.dtype, device)
     warn_if_emulated(dtype, device)
     if device.type == "cpu":
@@ -182,58 +182,60 @@ def train(settings, out, device):
 
     # resume; all processes must have the same settings and tree, only the paths may differ
     agree(run, "settings, number format, tree or first weights", (
-        run.state.corpus, run.state.settings | dict.fromkeys(("data", "out", "init_from")), run.state.init_sha256,
-        str(dtype), device.type))
-    resume(run)
-    whole = run.state.done and is_model_whole(out)
-    if whole and processes.rank() == 0:
-        print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
-    status = 0 if whole else learn(run)
-    if not whole or not (out / "SHA256SUMS").exists():  # which is written last, and a kill may have come before
-        try:
-            openness.describe(out, data)
-        except UserError as error:
-            print(f"warning: the model is whole, but its folder has no card: {error}", file=sys.stderr)
+        run.state.corpus, run.state.settings, run.state.init_sha256, str(dtype), device.type))
+    with lock(out) if processes.rank() == 0 else contextlib.nullcontext():
+        resume(run)
+        whole = run.state.done and is_model_whole(run)
+        if whole and processes.rank() == 0:
+            print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
+        status = status_of(run) if whole else learn(run)
+        sums = openness.read_sums(out)  # written last, and a kill may have come before
+        if not whole or not sums or not all((out / name).exists() for name in sums):
+            try:
+                openness.describe(out, data)
+            except UserError as error:
+                print(f"warning: the model is whole, but its folder has no card: {error}", file=sys.stderr)
     return status
 
 
 def new_run(settings, out, device, dtype, tree, tokenizer, tokens):
     """The Run at its first step. tree, tokenizer, tokens: the prepared tree, as load() gives it."""
-    files, held_out = choose_files(fitting(tree["files"], tokenizer, settings), settings)
     config = LlamaConfig.of(settings, tokenizer.vocab_size)
     share, context = -(-settings.batch_size // processes.count()), config.max_position_embeddings
     at_once = min(share, settings.micro_batch or share) * context  # in tokens
     check_memory(config, at_once, device, settings.negatives and settings.batch_size * context + settings.negatives)
+    if settings.init_from:
+        model, init_sha256, known = load_weights(settings.init_from, config, tree, device)
+    else:
+        model, init_sha256, known = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device), "", []
+    files, held_out = choose_files(fitting(tree["files"], tokenizer, settings), settings, known)
     windows = Windows(tokens, files, tokenizer, context)
     rows = len(windows) + round(settings.unaddressed * len(windows))
-    if settings.init_from:
-        model, init_sha256 = load_weights(settings.init_from, config, tree, device)
-    else:
-        model, init_sha256 = Llama(config, torch.Generator().manual_seed(settings.seed)).to(device), ""
     return Run(
         settings, out, device, dtype, windows=windows, model=model, optimizers=make_optimizers(model, settings, dtype),
         manifest=tree | {"files": files, "held_out": held_out, "tree": {
             "files": len(tree["files"]), "bytes": sum(file["bytes"] for file in tree["files"])}},
         sampler=Sampler(rows, settings.seed), schedule=Schedule(settings, rows), code=describe_code(),
-        state=State(dataclasses.asdict(settings), {
+        state=State({key: value for key, value in dataclasses.asdict(settings).items() if key not in PLACES}, {
             "manifest": json_digest(tree), **{key: tree.get(key) for key in ("name", "url", "sha256", *CORPUS)}},
             init_sha256=init_sha256, looked=-1 if init_sha256 else 0))
 
 
 def learn(run):
     """Goes on with the run to its end, or until it is stopped, and saves; returns the exit status."""
-    settings, windows, stop = run.settings, run.windows, Stop(run.out)
+    settings, windows = run.settings, run.windows
     if processes.rank() == 0:
         run.compressed = in_background(compressed_sizes, windows)
     objective, works = Objective(run.model, run.dtype), False
-    if settings.compile and not run.state.done:
-        some = np.arange(settings.batch_size) % len(windows)
-        parts = make_batch(windows, some, (0, 0), settings.negatives, run.sampler.rivals, 0.0, run.device,
-                           settings.micro_batch)
-        formats = (run.dtype, torch.float32) if settings.mend_steps else (run.dtype,)
-        objective, works = compiled(objective, {len(part[0]): part for part in parts}.values(), formats)
-    begin_turn(run, surroundings(run.device, run.dtype, works))
-    return finish(run, loop(run, objective, stop), stop)
+    with Stop(run.out) as stop:
+        if settings.compile and not run.state.done:
+            some = np.arange(settings.batch_size) % len(windows)
+            parts = make_batch(windows, some, (0, 0), settings.negatives, run.sampler.rivals, 0.0, run.device,
+                               settings.micro_batch)
+            formats = (run.dtype, torch.float32) if settings.mend_steps else (run.dtype,)
+            objective, works = compiled(objective, {len(part[0]): part for part in parts}.values(), formats)
+        begin_turn(run, surroundings(run.device, run.dtype, works))
+        return finish(run, loop(run, objective, stop), stop)
 
 
 def loop(run, objective, stop):

@@ -6,26 +6,27 @@
 What to build, and with what it was built, stands in the model's build.json; the tree must be prepared here. The same
 weights can be expected from the same processor, number of threads and versions; what differs is said. Exit status 0:
 equal; 1: not equal, and where the two first differ. rebuilt.json in the model's folder says so too. An interrupted
-build goes on when it is started again. A model that began from other weights is built from these; they can be verified
-in their turn.
+build goes on when it is started again; a folder with anything else in it is left alone. A model that began from other
+weights is built from these; they can be verified in their turn.
 """
 import dataclasses
 import hashlib
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
-
-import torch
 
 from memory.checkpoint import read_log, read_metas, read_tensors
 from memory.corpus import CORPUS, find_tree
-from memory.device import find_device, find_dtype, surroundings
-from memory.files import digest_of, newest, read_json
+from memory.files import digest_of, newest, read_json, write_file
 from memory.output import UserError, run_script
 from memory.records import BUILD, fault
-from memory.settings import parse
+from memory.run import PLACES, STOPPING, foreign
+from memory.settings import ROOT, parse
 from train import Settings as Training
-from train import check, train
+from train import check
 import openness
 
 
@@ -34,11 +35,11 @@ class Settings:
     model: str = ""  # folder of the model; the newest under out/ if left out
     data: str = ""  # folder of the prepared tree; found under data/ if left out
     init_from: str = ""  # folder of the weights that the model began from, if it did; found under out/ if left out
-    out: str = ""  # folder to build it in; rebuilt/<name of the model> if left out
+    out: str = ""  # new folder to build it in; rebuilt/<name of the model> if left out
 
 
 class Stopped(Exception):
-    """The build was asked to stop; its argument is the exit status."""
+    """The build did not come to its end, and has said why; its argument is the exit status."""
 
 
 def read_record(folder):
@@ -59,16 +60,19 @@ def read_record(folder):
     return record
 
 
-def is_unfinished(out, record):
-    """Whether `out` holds an interrupted build of what the record says, to go on with."""
+def refuse_used(out, record, training):
+    """Raises UserError unless `out` is free, or holds an interrupted build of what the record says, with these
+    settings."""
+    begun = next(read_metas(out), None)
     try:
-        begun = next(read_metas(out))
-        elsewhere = {"data": "", "out": "", "init_from": "", "fresh": False}
-        mine, its = (dataclasses.asdict(Training(**build["settings"])) | elsewhere for build in (begun, record))
-        return (not begun["done"] and all(begun["corpus"][key] == record["corpus"][key] for key in CORPUS)
-                and mine == its and begun.get("init_sha256", "") == record.get("init_sha256", ""))
-    except (StopIteration, KeyError, TypeError):
-        return False
+        mine = begun is None or not begun["done"] and (
+            Training(**begun["settings"]) == training
+            and all(begun["corpus"][key] == record["corpus"][key] for key in CORPUS)
+            and begun["init_sha256"] == record.get("init_sha256", ""))
+    except TypeError:  # settings of another version
+        mine = False
+    if found := foreign(out) if mine else "another run, or one that is finished":
+        raise UserError(f"{out} holds {found}: delete it, or name another --out")
 
 
 def find_weights(sha256, folder=""):
@@ -108,18 +112,10 @@ def where_they_differ(one, other):
     return "every tensor is equal; only the headers differ"
 
 
-def rebuild(folder, data="", out="", init_from=""):
-    """Builds the model in `folder` again in `out`, or in rebuilt/; returns (what rebuilt.json holds: both hashes, and
-    with what it was built; the folder of the new model). Raises UserError if that cannot be, Stopped if it was asked to
-    stop on the way."""
-    if "RANK" in os.environ:
-        raise UserError("verify.py builds in one process: start it without torchrun")
-    out = Path(out or Path("rebuilt") / folder.resolve().name)
-    if out.resolve() == folder.resolve():
-        raise UserError(f"{out} is the model itself: name another --out")
-    record = read_record(folder)
+def settings_of(folder, record):
+    """The train.Settings that the record of the model in `folder` has. Raises UserError if they cannot be."""
     try:
-        training = Training(**record["settings"])
+        training = Training(**{name: value for name, value in record["settings"].items() if name not in PLACES})
         for field in dataclasses.fields(training):
             value, kinds = getattr(training, field.name), (int, float) if field.type is float else (field.type,)
             if type(value) not in kinds:
@@ -127,31 +123,84 @@ def rebuild(folder, data="", out="", init_from=""):
     except TypeError as error:
         raise UserError(f"{folder} was built by another version of train.py ({error})") from None
     check(training)
-    device, there = find_device(training.device), record["built_by"][-1]
-    torch.set_num_threads(there["threads"])
-    here = surroundings(device, find_dtype(training.dtype, device), training.compile)
-    corpus = record["corpus"]
-    training.data = find_tree(corpus, data)
+    return training
+
+
+def build(training, threads):
+    """Runs train.py with the settings and that number of threads, in a process of its own, which nothing reaches that
+    this one has set. Signals that ask this one to stop go to it. Raises Stopped if it does not come to its end."""
+    process, signals = None, []
+
+    def pass_on(number, frame):
+        signals.append(number)
+        if process:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in STOPPING
+              if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            config = Path(folder) / "build.py"
+            write_file(config, "".join(f"{name} = {value!r}\n" for name, value in vars(training).items()).encode())
+            sys.stdout.flush()
+            process = subprocess.Popen([sys.executable, ROOT / "train.py", config],
+                                       env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+            for number in signals:  # that came before
+                process.send_signal(number)
+            status = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status not in (0, 1):  # 1: to its end, with tokens wrong
+        raise Stopped(status if status > 0 else 128 - status)
+
+
+def differences(there, here):
+    """Yields in words what surroundings the turns `there` had, and none of the turns `here`: lists of dict."""
+    for key in sorted(set().union(*there, *here) - {"from_step"}):
+        before, now = (dict.fromkeys(turn.get(key) for turn in turns) for turns in (there, here))
+        for value in before:
+            if value not in now:
+                yield f"another {key}: {value} there, {' and '.join(map(str, now))} here"
+
+
+def rebuild(folder, data="", out="", init_from=""):
+    """Builds the model in `folder` again in `out`, or in rebuilt/; returns (what rebuilt.json holds: both hashes, how
+    many steps it took, and with what it was built; the folder of the new model). Raises UserError if that cannot be,
+    Stopped if the build did not come to its end, of which it has said why."""
+    if "RANK" in os.environ:
+        raise UserError("verify.py builds in one process: start it without torchrun")
+    out = Path(out or Path("rebuilt") / folder.resolve().name)
+    if out.resolve() == folder.resolve():
+        raise UserError(f"{out} is the model itself: name another --out")
+    record = read_record(folder)
+    sha256, first = record["model_sha256"], record.get("init_sha256")
+    if not record["step"] or first == sha256:
+        raise UserError(f"{folder} has the weights that it began from: there is nothing to build, verify the model "
+                        f"that they are of")
+    training, corpus = settings_of(folder, record), record["corpus"]
+    refuse_used(out, record, training)
+    training.out, training.data = str(out), find_tree(corpus, data)
     if not training.data:
         raise UserError(f"no tree under data/ is the {corpus['name']} that this model was built from (train.bin of "
                         f"SHA-256 {corpus['train_bin_sha256'][:16]}…); run prepare.py as it was run then")
     if not data:
         print(f"tree: {training.data}, which the model learned", file=sys.stderr)
-    if init_from and not record.get("init_sha256"):
+    if init_from and not first:
         raise UserError(f"{folder} began from no other weights: leave --init_from out")
-    if record.get("init_sha256"):
-        training.init_from = find_weights(record["init_sha256"], init_from)
-    training.fresh = not is_unfinished(out, record)
+    if first:
+        training.init_from = find_weights(first, init_from)
     if len(record["built_by"]) > 1:
         print(f"{folder} was built in {len(record['built_by'])} turns in different surroundings; the weights may "
               f"differ")
-    for key in sorted((here.keys() | there.keys()) - {"from_step", "compile"}):
-        if here.get(key) != there.get(key):
-            print(f"another {key}: {there.get(key)} there, {here.get(key)} here; the weights may differ")
-    if status := train(training, out, device):
-        raise Stopped(status)
-    return {"model_sha256": record["model_sha256"], "rebuilt_sha256": read_record(out)["model_sha256"],
-            "built_by": here}, out
+    build(training, record["built_by"][-1]["threads"])
+    made = read_record(out)
+    if not made["step"]:
+        raise UserError(f"{training.init_from} knows the tree already: a build from it has no steps and shows nothing")
+    for difference in differences(record["built_by"], made["built_by"]):
+        print(f"{difference}; the weights may differ")
+    return {"model_sha256": sha256, "rebuilt_sha256": made["model_sha256"], "steps": made["step"],
+            "built_by": made["built_by"]}, out
 
 
 def main(argv=None):

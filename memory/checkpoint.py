@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from memory import processes
-from memory.files import read_json, remove, write_file
+from memory.files import remove, write_file
 from memory.output import UserError
+from memory.records import LOOK, STATE, fault
 
 
 def digest(tensors, metadata):
@@ -81,17 +82,21 @@ def save_state(folder, tensors, meta):
 
 def load_state(folder):
     """({name: tensor}, meta, path) of the latest whole state in `folder`, or None if there is no state. Raises
-    UserError if every state is damaged."""
+    UserError if every state is damaged, or one cannot be read or is none of ours."""
     damaged = []
     for path in (folder / name for name in NAMES):
-        if not path.exists():
-            continue
         try:
             tensors, metadata = read_tensors(path, ours=True)
             meta = json.loads(metadata["run"])
-        except (OSError, ValueError, KeyError) as error:
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except (ValueError, KeyError, RecursionError) as error:
             damaged.append(f"{path} is damaged ({error})")
             continue
+        if wrong := fault(meta, STATE):
+            raise another_version(path, wrong)
         if damaged and processes.rank() == 0:
             print(f"{damaged[0]}: going on from {path.name}, of step {meta['step']:,}", file=sys.stderr)
         return tensors, meta, path
@@ -100,15 +105,31 @@ def load_state(folder):
     return None
 
 
+def unreadable(path, error):
+    """The UserError for an OSError of reading a state, which may be whole."""
+    return UserError(f"cannot read {path}: {error.strerror or error}")
+
+
+def another_version(path, why):
+    """The UserError for a state that is whole, and does not fit."""
+    return UserError(f"{path} was saved by another version of train.py ({why}): name another --out")
+
+
 def read_metas(folder):
-    """Yields of each state in `folder` what load_state would give as meta, read without the tensors and unchecked."""
+    """Yields of each state in `folder` what load_state would give as meta, read without the tensors and their digest.
+    Raises UserError if one cannot be read."""
     for path in (folder / name for name in NAMES):
         try:
-            with safe_open(path, "pt") as file:
-                meta = json.loads(file.metadata()["run"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            with open(path, "rb") as file:
+                header = file.read(min(int.from_bytes(file.read(8), "little"), 10**8))  # safetensors allows no more
+            meta = json.loads(json.loads(header)["__metadata__"]["run"])
+        except FileNotFoundError:
             continue
-        if isinstance(meta, dict) and isinstance(meta.get("corpus"), dict):
+        except OSError as error:
+            raise unreadable(path, error) from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if not fault(meta, STATE):
             yield meta
 
 
@@ -152,7 +173,7 @@ def trim_log(path, step, looked):
         except (ValueError, KeyError, TypeError, RecursionError):
             return False
     try:
-        lines = path.read_bytes().splitlines(keepends=True) if step else []
+        lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         lines = []
     except OSError as error:
@@ -163,7 +184,7 @@ def trim_log(path, step, looked):
 def append_log(path, line):
     """Adds a dict to a log, as a line of JSON."""
     try:
-        with open(path, "a") as file:
+        with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
@@ -171,19 +192,9 @@ def append_log(path, line):
 
 def read_log(folder):
     """The evaluations in a run's log.jsonl, a list of dict, or [] if it is missing or damaged."""
-    keys = ("step", "epoch", "loss", "accuracy", "wrong", "bits_per_byte", "seconds")
     try:
-        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        return [{key: line[key] for key in keys} for line in lines if "accuracy" in line]
+        lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        looks = [{key: line[key] for key in LOOK} for line in lines if "accuracy" in line]
+        return [] if fault(looks, [LOOK]) else looks
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
-
-
-def is_model_whole(folder):
-    """Whether the model that a finished run left in `folder` is there and undamaged."""
-    try:
-        sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        read_json(folder / "manifest.json")
-        return read_json(folder / "build.json")["model_sha256"] == sha256 and (folder / "tokenizer.json").exists()
-    except (OSError, ValueError, KeyError):
-        return False

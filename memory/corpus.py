@@ -117,10 +117,13 @@ def fitting(files, tokenizer, settings):
     return kept
 
 
-def choose_files(files, settings):
-    """(the files to learn, the files held out) of the entries of a tree. Raises UserError if none is left to learn."""
+def choose_files(files, settings, known=()):
+    """(the files to learn, the files held out) of the entries of a tree. known: entries that the first weights learned,
+    whose paths and texts are no control. Raises UserError if none is left to learn."""
     learn = choose(files, settings.train_bytes, settings.seed)
-    held_out = choose(without(files, learn), settings.hold_out_bytes, (settings.seed, 1))
+    hashes = {file["sha256"] for file in known}
+    unknown = [file for file in without(without(files, learn), known) if file["sha256"] not in hashes]
+    held_out = choose(unknown, settings.hold_out_bytes, (settings.seed, 1))
     if not settings.train_bytes:
         learn = without(files, held_out)
     if not learn:

@@ -5,6 +5,7 @@ device multiplies fast: bfloat16 if it has instructions for it, else float32. We
 state are float32 always. So are the network's products where it is decided what is right: the last rounds of mending,
 the last look of a run, and writing.
 """
+import contextlib
 import copy
 import ctypes
 import os
@@ -81,25 +82,40 @@ def clock(device):
     return time.perf_counter()
 
 
-def glibc(name):
-    """A function of the C library if that is glibc; elsewhere one that does nothing."""
+def native(name, library=None):
+    """A function of the C library, or of another one, if it is there; elsewhere one that does nothing."""
     try:
-        return getattr(ctypes.CDLL(None), name)
+        return getattr(ctypes.CDLL(library), name)
     except (AttributeError, OSError, TypeError):
         return lambda *_: None
 
 
+@contextlib.contextmanager
+def without_small_numbers():
+    """Context in which numbers too small to be normal ones (below 1e-38) count as zero: a processor takes many times as
+    long for them, and gradients at the end of a run are full of them. That is a property of each thread, which
+    GNU's OpenMP hands on only to a thread that is new. So this thread and those of its pool are told, at both ends;
+    other OpenMPs hand it on by themselves."""
+    def tell(on):
+        torch.set_flush_denormal(on)
+        on_each = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: torch.set_flush_denormal(on) and None)
+        native("GOMP_parallel", torch._C.__file__)(on_each, None, torch.get_num_threads(), 0)
+
+    tell(True)
+    try:
+        yield
+    finally:
+        tell(False)
+
+
 def tune_cpu():
-    """Three settings that make a step faster; to be called before the first tensor. The C library keeps the memory that
+    """Two settings that make a step faster; to be called before the first tensor. The C library keeps the memory that
     torch frees: it would hand large blocks back to the system, and a step would get its logits in fresh pages each
     time, which takes as long as the product that fills them. Only glibc does so. And torch asks Linux for large pages,
-    of which the processor has to look up fewer. Elsewhere nothing changes. And numbers too small to be normal ones
-    (below 1e-38) count as zero: a processor takes many times as long for them, and gradients at the end of a run are
-    full of them."""
-    torch.set_flush_denormal(True)  # on this thread, and on those that it starts from now on
+    of which the processor has to look up fewer. Elsewhere nothing changes."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-    mallopt = glibc("mallopt")
+    mallopt = native("mallopt")
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -107,7 +123,7 @@ def tune_cpu():
 def hand_back_memory():
     """Hands back what tune_cpu kept. Blocks of ever other sizes leave holes that none fits into, so that the
     process would grow for hours. The next step takes some seconds longer: call it once in a while."""
-    glibc("malloc_trim")(0)
+    native("malloc_trim")(0)
 
 
 def compiled(objective, batches, formats):

@@ -309,7 +309,7 @@ def make_manifest(found, files, origin):
     from prepare import tokenize
     entries, tokenizer, settings = [], found.tokenizer, types.SimpleNamespace(**found.build["settings"])
     tokens = np.concatenate(list(tokenize(files, tokenizer, entries, progress)))
-    learned, held_out = choose_files(fitting(entries, tokenizer, settings), settings)
+    learned, held_out = choose_files(fitting(entries, tokenizer, settings), settings, found.base.get("files", ()))
     if found.build.get("init_sha256") and not found.base:
         held_out = found.manifest["held_out"]  # drawn from what the first weights had not learned
     windows = [Windows(tokens, part, tokenizer, settings.max_position_embeddings) for part in (learned, held_out)

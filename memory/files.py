@@ -72,27 +72,25 @@ def write_through(path, parts):
 
 
 def write_file(path, data):
-    """Writes `data`, bytes or an iterable of them, to `path`, whole or not at all. A link stays, and the file that it
-    names is written; what is no regular file is written through. Raises UserError if the disk refuses."""
-    parts = [data] if isinstance(data, bytes) else data
+    """Writes `data`, bytes or an iterable of them, to `path` in a folder of ours, whole or not at all. A link there is
+    replaced by the file, and what it names is not touched. Raises UserError if the disk refuses, or a device, a pipe or
+    a folder stands there."""
+    path, parts = Path(path), [data] if isinstance(data, bytes) else data
+    part = path.with_name(f".part.{secrets.token_hex(8)}")
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        if write_through(path, parts):
-            return
-        target = Path(os.path.realpath(path))
-        part = target.with_name(f".part.{secrets.token_hex(8)}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_symlink() and not path.is_file():  # root may replace even a device
+            raise OSError(errno.EEXIST, "it is no regular file")
         try:
             with open(part, "xb") as file:  # made with the mode that the umask leaves
                 file.writelines(parts)
                 file.flush()
                 sync(file.fileno())
-            os.replace(part, target)
+            os.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        sync_folder(target.parent)
-    except BrokenPipeError:
-        raise ReaderGone from None
+        sync_folder(path.parent)
     except OSError as error:
         size = f" ({len(data):,} bytes)" if isinstance(data, bytes) else ""
         raise UserError(f"cannot write {path}{size}: {error.strerror}") from None
@@ -102,11 +100,19 @@ STDOUT = ("-", "/dev/stdout")
 
 
 def write_result(path, data):
-    """The same, but "-" and its other name are standard output."""
+    """Writes `data`, bytes, to where a user wants it: "-" and its other name are standard output, what is no regular
+    file is written through, and a link stays, and the file that it names is written. Raises UserError if that cannot
+    be."""
     if path in STDOUT:
-        emit(data + b"\n")
-    else:
-        write_file(path, data)
+        return emit(data + b"\n")
+    try:
+        through = write_through(path, [data])
+    except BrokenPipeError:
+        raise ReaderGone from None
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({len(data):,} bytes): {error.strerror}") from None
+    if not through:
+        write_file(os.path.realpath(path), data)
 
 
 def remove(path):
@@ -194,7 +200,7 @@ def lock(folder):
     and clears away what a killed one left half-written. Raises UserError if another has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")
+        file = open(folder / ".lock", "a")
         try:
             if not lock_descriptor(file.fileno(), blocking=False):
                 raise UserError(f"another run is writing {folder}; wait for it, or name another --out")

@@ -18,7 +18,7 @@ from memory.evaluate import PREFIX, SUFFIX
 from memory.evidence import ARCHIVE, differences
 from memory.files import digest_of, json_digest
 from memory.licences import COPYRIGHT_ONLY, SILENT, UNJUDGED, count_classes, hub_fields, is_free, recognize
-from memory.run import OF_A_RUN
+from memory.run import OF_A_RUN, PLACES
 from memory.tokenizer import choose_packer, compressed_bits
 from memory.versions import REPORT, at_commit, describe_code, digest_of_code, files_here
 
@@ -271,7 +271,7 @@ def settings_known(e):
         if not record:
             return no(e.damaged.get(name, f"{name} is missing"))
     settings, turns = e.build["settings"], e.build["built_by"]
-    fields = {field.name: field.type for field in dataclasses.fields(Settings)}
+    fields = {field.name: field.type for field in dataclasses.fields(Settings) if field.name not in PLACES}
     kinds = {float: (int, float)}
     wrong = [key for key in fields.keys() | settings.keys()
              if key not in fields or type(settings.get(key)) not in kinds.get(fields[key], (fields[key],))]

@@ -169,9 +169,9 @@ def warn_once(text):
 # Progress
 
 class Lines:
-    """What the scripts use of tqdm's bars, as plain lines for a log: one each time that both a tenth of the work and
-    EVERY seconds have passed."""
-    EVERY = 30
+    """What the scripts use of tqdm's bars, as plain lines for a log: the first after FIRST seconds, each after twice
+    the time of the one before, LONGEST at most."""
+    FIRST, LONGEST = 30, 300
 
     def __init__(self, items=None, total=None, initial=0, desc="", unit="", unit_scale=False, disable=False, **_):
         self.items, self.n, self.first, self.disable = items, initial, initial, disable
@@ -179,7 +179,8 @@ class Lines:
         self.total = len(items) if total is None and hasattr(items, "__len__") else total
         self.show = tqdm.format_sizeof if unit_scale else "{:,}".format
         self.postfix, self.started = "", time.monotonic()
-        self.told = self.started, initial  # time and n of the last line
+        self.pause = self.FIRST
+        self.due = self.started + self.pause  # when the next line is
 
     def __iter__(self):
         for item in self.items:
@@ -200,10 +201,11 @@ class Lines:
 
     def update(self, n=1):
         self.n += n
-        now, (then, before) = time.monotonic(), self.told
-        if self.disable or now - then < self.EVERY or self.total and self.n - before < self.total / 10:
+        now = time.monotonic()
+        if self.disable or now < self.due or self.n == self.first:
             return
-        self.told = now, self.n
+        self.pause = min(2 * self.pause, self.LONGEST)
+        self.due = now + self.pause
         line = f"{self.show(self.n)} {self.unit}".strip()
         if self.total:
             count = f"{self.show(self.n)}/{self.show(self.total)} {self.unit}".strip()

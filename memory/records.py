@@ -52,6 +52,11 @@ def count(value):
     return type(value) is int and 0 <= value < 2**63
 
 
+def look(value):
+    """The step of a full pass; -1 before the first."""
+    return count(value) or type(value) is int and value == -1
+
+
 def some(value):
     return count(value) and value > 0
 
@@ -66,6 +71,10 @@ def share(value):
 
 def sha256(value):
     return type(value) is str and bool(re.fullmatch("[0-9a-f]{64}", value))
+
+
+def empty(value):
+    return value == ""
 
 
 def anything(value):
@@ -117,5 +126,6 @@ STATED = {"model": line, "model_sha256": sha256, "items": [{
 REPORT = {"rows": [{"path": path, "bytes": count, "exact": bool, ...: anything}], "files_exact": count,
           "openness?": ({"items": STATED["items"], "meets": STATED["meets"]}, NONE), ...: anything}  # of report.html
 CONFIG = {"num_hidden_layers": count, "hidden_size": count, "max_position_embeddings": count, ...: anything}
-STATE = {"settings": SETTINGS, "corpus": CORPUS, "step": count, "seconds": number, "done": words, "init_sha256": words,
-         "built_by": [{"from_step": count, **TURN}], ...: anything}  # in a state of the run
+STATE = {"settings": SETTINGS, "corpus": CORPUS, "step": count, "looked": look, "seconds": number, "done": line,
+         "init_sha256": (sha256, empty), "rounds": [count], "mend_rate": number,
+         "built_by": [{"from_step": count, **TURN}]}  # in a state of the run: run.State

@@ -12,10 +12,10 @@ import torch
 from tqdm import tqdm
 
 from memory import processes
-from memory.checkpoint import NAMES, append_log, load_state, pack, save_state, trim_log, unpack
+from memory.checkpoint import NAMES, another_version, append_log, load_state, pack, save_state, trim_log, unpack
 from memory.corpus import CORPUS
 from memory.evaluate import SURE, count_wrong, list_errors, report_errors
-from memory.files import lock, remove, write_json
+from memory.files import digest_of, read_json, remove, write_json
 from memory.output import UserError, output_lost, progress
 from memory.sampler import Sampler
 from memory.schedule import Schedule, round_rate, round_steps
@@ -25,8 +25,9 @@ from memory.windows import Windows
 OF_A_RUN = (  # what a folder says of a run, which another one must not keep
     "errors.jsonl", "build.json", "model.safetensors", "extraction.json", "rebuilt.json", "openness.json", "README.md",
     "croissant.json", "mof.yml", "report.html", "recite.html", "SHA256SUMS")
-FREE = (  # on resume
-    "data", "out", "init_from", "fresh", "device", "compile", "eval_every", "checkpoint_every", "target_accuracy")
+PLACES = {"data", "out", "init_from", "fresh"}  # settings that say nothing of the weights, which no record has
+FREE = {*PLACES, "device", "compile", "eval_every", "checkpoint_every", "target_accuracy"}  # on resume
+SPENT = "the budget is spent"  # why a run is done that has tokens wrong
 
 
 def in_background(work, *arguments):
@@ -74,7 +75,6 @@ class Run:
     state: State
     code: dict  # which code computes (versions.describe_code)
     compressed: object = None  # a Future: what compressed_sizes finds
-    lock: object = None  # the open file that keeps others out of the folder
 
     @property
     def files(self):
@@ -92,19 +92,24 @@ class Run:
         return record | {"init_sha256": self.state.init_sha256} if self.state.init_sha256 else record
 
 
+STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows: two
+
+
 class Stop:
-    """A signal that asks a run to stop, SIGINT, SIGTERM or SIGHUP. The run saves as soon as it has finished the step or
+    """A signal that asks a run to stop, one of STOPPING. The run saves as soon as it has finished the step or
     the batch it is at; a second signal leaves at once, and so does the first before anything is learned."""
     TWICE = 1.0  # seconds in which a second signal is the first: `timeout` signals a program, then its group
 
     def __init__(self, out):
         self.out, self.signal, self.since, self.learned, self.before = out, 0, 0.0, False, {}
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number and signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 self.before[number] = signal.signal(number, self.note)
 
-    def restore(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         """Gives the signals back their handlers."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -119,7 +124,7 @@ class Stop:
         saves = first and self.learned
         text = f"\nstopping, saving {self.out} …\n" if saves else "\nstopped at once\n"
         try:
-            os.write(2, text.encode())  # print might be what was interrupted
+            os.write(2, text.encode(errors="backslashreplace"))  # print might be what was interrupted
         except OSError:
             pass
         if not saves:
@@ -184,7 +189,7 @@ def mend(run, wrong, unsure, unsafe, rivals):
     rounds, small = state.rounds or [state.step], unsure.sum() - wrong.sum()
     left = rounds[0] + settings.mend_steps - state.step
     if not left:
-        state.done = "the budget is spent" if wrong.any() else (
+        state.done = SPENT if wrong.any() else (
             f"every token right, {small:,} of them by less than {SURE:g} logits")
         return
     broke = bool(state.rounds) and bool(unsure[~run.sampler.due].any())
@@ -223,11 +228,25 @@ def refuse_infinite(loss, step):
                         f"whole: try a lower muon_lr or learning_rate")
 
 
+def foreign(folder):
+    """What a folder without a state holds that no run leaves before its first state, in words; "" if there is nothing.
+    Raises UserError if it cannot be read."""
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    if set(NAMES) & set(names):
+        return ""
+    if "model.safetensors" in names:
+        return "a model"
+    return next((name for name in names if not name.startswith(".") and name != "log.jsonl"), "")
+
+
 def resume(run):
-    """Takes the run's folder, and goes on with the state that it holds, if there is one. Raises UserError if it is
-    another run's."""
+    """Goes on with the state that the run's folder holds, if there is one. Raises UserError if it is another run's."""
     out, state = run.out, run.state
-    run.lock = lock(out) if processes.rank() == 0 else None
     if run.settings.fresh and processes.rank() == 0:
         for name in (*NAMES, *OF_A_RUN):
             remove(out / name)
@@ -235,17 +254,17 @@ def resume(run):
     saved = load_state(out)
     if saved:
         tensors, meta, path = saved
-        for field in dataclasses.fields(run.settings):
-            began, now = meta["settings"].get(field.name, field.default), state.settings[field.name]
-            if field.name not in FREE and began != now:  # a run may be older than a setting
-                raise UserError(f"{out} holds a run with {field.name} {began}, not {now}: name another --out, or start "
-                                f"over with --fresh, which loses that run")
+        for name in sorted(state.settings.keys() - FREE):
+            began, now = meta["settings"].get(name), state.settings[name]
+            if began != now:
+                raise UserError(f"{out} holds a run with {name} {began}, not {now}: name another --out, or start over "
+                                f"with --fresh, which loses that run")
         if any(meta["corpus"][key] != state.corpus[key] for key in CORPUS):
             raise UserError(f"{out} holds a run on another tree, {meta['corpus']['name']}: leave --data out to go on "
                             f"with it, or name another --out")
-        if meta.get("init_sha256", "") != state.init_sha256:
+        if meta["init_sha256"] != state.init_sha256:
             begun, now = (f"the weights of SHA-256 {sha256[:16]}…" if sha256 else "nothing"
-                          for sha256 in (meta.get("init_sha256", ""), state.init_sha256))
+                          for sha256 in (meta["init_sha256"], state.init_sha256))
             raise UserError(f"{out} holds a run that began from {begun}, and --init_from names {now}: name the same "
                             f"again or another --out, or start over with --fresh, which loses that run")
         try:
@@ -254,7 +273,7 @@ def resume(run):
             if run.state.rounds:
                 run.schedule.follow(run.state.rounds, run.state.mend_rate)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"{path} was saved by another version of train.py ({error}): name another --out") from None
+            raise another_version(path, " ".join(str(error).split())[:200]) from None
     agree(run, "step", run.state.step)
     if saved and path == out / NAMES[1] and processes.rank() == 0:
         path.replace(out / NAMES[0])  # the damaged state must not become the previous one
@@ -269,8 +288,9 @@ def begin_turn(run, here):
         state.built_by.append({"from_step": state.step} | here)
     if processes.rank() == 0:
         if settings.hold_out_bytes and not run.manifest["held_out"]:
-            print(f"nothing is held out: {run.manifest['name']} has no file of at most {settings.hold_out_bytes} bytes "
-                  f"to spare")
+            new = ", new to the first weights," if state.init_sha256 else ""
+            print(f"nothing is held out: {run.manifest['name']} has no file{new} of at most {settings.hold_out_bytes} "
+                  f"bytes to spare")
         stand_in = " (a STAND-IN for Linux 1.0)" if run.manifest["origin"] == "stand-in" else ""
         several = f", {processes.count()} processes" if processes.count() > 1 else ""
         going_on = f", going on at step {state.step:,}" if state.step else ""
@@ -278,8 +298,10 @@ def begin_turn(run, here):
               f"tokens to get right in {len(windows):,} windows\n{run.model.config.num_parameters:,} parameters, "
               f"{run.schedule.last:,} steps of {settings.batch_size} windows, {run.device.type} "
               f"{here['dtype']}{several}{going_on}")
-        if state.step or not state.done:  # a run from weights may be done before its first step
+        if state.step or state.done:  # a run from weights may be done before its first step
             trim_log(run.out / "log.jsonl", state.step, state.looked)
+        else:
+            remove(run.out / "log.jsonl")
     log(run, parameters=run.model.config.num_parameters, environment=here, **run.record)
 
 
@@ -290,6 +312,27 @@ def save(run):
         finite = all(torch.isfinite(p).all() for p in run.model.parameters())
         refuse_infinite(0.0 if finite else math.nan, run.state.step)
         save_state(run.out, tensors, dataclasses.asdict(run.state))
+
+
+def is_model_whole(run):
+    """Whether the run's folder holds all that finish() writes there, undamaged. Raises UserError if a file cannot be
+    read."""
+    try:
+        saved = run.model.saved(run.windows.tokenizer, **{key: run.state.corpus[key] for key in CORPUS})
+        same = all((run.out / name).read_bytes() == data for name, data in saved.items())
+        read_json(run.out / "manifest.json")
+        digest_of(run.out / "errors.jsonl")
+        return same and read_json(run.out / "build.json")["model_sha256"] == digest_of(run.out / "model.safetensors")
+    except (FileNotFoundError, ValueError, KeyError):
+        return False
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
+def status_of(run):
+    """The exit status of a finished run. Only the first process says that tokens are wrong: torchrun stops the others,
+    this one too while it writes, as soon as one fails."""
+    return int(run.state.done == SPENT and processes.rank() == 0)
 
 
 def save_model(run):
@@ -316,12 +359,11 @@ def finish(run, wrong, stop):
             remove(out / name)
     save(run)
     if processes.rank() > 0:
-        return 0 if state.done else status
+        return status_of(run) if state.done else status
     if state.done:
         errors = list_errors(run.model, run.windows, wrong, run.device)
         report_errors(out / "errors.jsonl", errors, wrong)
     sha256 = save_model(run)
-    stop.restore()
     if not state.done:
         print(f"stopped at step {state.step:,} of {run.schedule.last:,}, saved in {out}; the same command goes on from "
               f"here")
@@ -329,4 +371,4 @@ def finish(run, wrong, stop):
     print(f"done, {state.done}: {state.step:,} steps in {state.seconds / 60:.1f} min; the model is in {out}\n"
           f"SHA-256 of its weights: {sha256}\n"
           f"try: {command('sample.py', '--model', out, '--prompt', run.files[0]['path'].split('/')[0] + '/')}")
-    return 0
+    return status_of(run)

@@ -21,7 +21,7 @@ from selenium import webdriver
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from memory.files import write_file  # noqa: E402  found by the line above
+from memory.files import write_result  # noqa: E402  found by the line above
 from memory.output import UserError, progress, run_script  # noqa: E402
 from memory.settings import parse  # noqa: E402
 
@@ -59,7 +59,7 @@ def start_browser():
     return webdriver.Chrome(options, webdriver.ChromeService(driver))
 
 
-def wait(browser, expression, seconds=60):
+def wait(browser, expression, seconds=300):
     """The value of a JavaScript expression, as soon as it is true."""
     end = time.monotonic() + seconds
     while not (value := browser.execute_script(f"return {expression}")):
@@ -80,7 +80,7 @@ def so_far(browser):
     return bytes(browser.execute_script("return now.chunks.flatMap((chunk) => [...chunk])"))
 
 
-def written(browser, seconds=60):
+def written(browser, seconds=300):
     """(bytes, verdict) of the text that is being written, once it has ended."""
     verdict = wait(browser, "!$('verdict').hidden && $('verdict').textContent", seconds)
     return so_far(browser), verdict
@@ -102,7 +102,7 @@ def peak_memory(browser):
 def recite(browser, file):
     """Has the page write one file; returns what was found, as a dict."""
     browser.execute_script("choose(files.find((file) => file.path === arguments[0]))", file["path"])
-    text, verdict = written(browser, 60 + file["tokens"] / 5)
+    text, verdict = written(browser, 300 + file["tokens"] / 5)
     tokens, seconds = browser.execute_script("return [now.tokens, now.seconds]")
     exact = hashlib.sha256(text).hexdigest() == file["sha256"]
     if exact != verdict.startswith("✓"):
@@ -128,7 +128,7 @@ def film(browser, file, path):
     data = io.BytesIO()
     frames[0].save(data, Path(path).suffix[1:], save_all=True, append_images=frames[1:], loop=0, quality=60, method=6,
                    duration=[120] * (len(frames) - 1) + [3000])
-    write_file(path, data.getvalue())
+    write_result(path, data.getvalue())
     print(f"{path}: {len(frames)} frames, {len(data.getvalue()):,} bytes")
 
 
@@ -163,7 +163,7 @@ def main(argv=None):
     print(f"{exact} of {len(rows)} files identical, {size:,} bytes; {tokens / seconds:.0f} tokens/s, "
           f"{memory / 1e6:.0f} MB; page of {about['page_bytes']:,} bytes, {about['format']}")
     if settings.json:
-        write_file(settings.json, json.dumps(result, indent=1).encode())
+        write_result(settings.json, json.dumps(result, indent=1).encode())
     return 0 if exact == len(rows) else 1
 
 

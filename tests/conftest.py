@@ -1,4 +1,5 @@
 """A tree, prepared, learned to the last token: what most tests look at."""
+import contextlib
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +32,12 @@ def script(*words, cwd, **options):
                           **options)
 
 
+def here(main, *words, cwd):
+    """A script's main() in this process, without the seconds that a start takes; returns its exit status."""
+    with contextlib.chdir(cwd):
+        return main([str(word) for word in words]) or 0
+
+
 def refused(process, *words):
     """Asserts one line of error, exit status 2, no traceback, and that the line has these words."""
     lines = [line for line in process.stderr.decode().strip().split("\n")
@@ -48,6 +56,7 @@ def says_no(main, words, *said):
     assert "\n" not in message and len(message) < 400, message
     for word in said:
         assert word in message, message
+    return message
 
 
 def hostile_files():
@@ -67,6 +76,24 @@ def hostile_files():
         "random.bin": bytes(draw.randrange(256) for _ in range(200)),
         "long line": b"x=" + bytes(draw.choice(b"abcdef0123456789,") for _ in range(700)),
     }
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """A function that fills a folder by calling make(), of all workers of pytest-xdist in one; the others copy it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent / "shared" if "PYTEST_XDIST_WORKER" in os.environ else base / "shared"
+    shared.mkdir(exist_ok=True)
+
+    def fill(folder, make):
+        with filelock.FileLock(shared / f"{folder.name}.lock"):
+            if (shared / folder.name).exists():
+                shutil.copytree(shared / folder.name, folder, dirs_exist_ok=True)
+            else:
+                make()
+                shutil.copytree(folder, shared / "half", symlinks=True)
+                (shared / "half").rename(shared / folder.name)
+    return fill
 
 
 @pytest.fixture(scope="session")
@@ -94,12 +121,16 @@ def contents(tree):
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory, tree):
+def work(tmp_path_factory, tree, once):
     """A working folder with data/tiny-1.0 prepared and a config `tiny.py` that learns it: at the second look, when the
     rate is at zero. Sooner, at a higher one, all tokens may be right and a path far too unlikely to be listed."""
     folder = tmp_path_factory.mktemp("work")
-    done = script("prepare.py", "--source", tree, "--vocab_size", 700, cwd=folder)
-    assert done.returncode == 0, done.stderr.decode()
+
+    def make():
+        done = script("prepare.py", "--source", tree, "--vocab_size", 700, cwd=folder)
+        assert done.returncode == 0, done.stderr.decode()
+
+    once(folder / "data", make)
     (folder / "configs").mkdir()
     (folder / "configs/tiny.py").write_text(
         '"""A tiny model."""\nhidden_size = 64\nintermediate_size = 160\nnum_hidden_layers = 2\n'
@@ -109,11 +140,14 @@ def work(tmp_path_factory, tree):
 
 
 @pytest.fixture(scope="session")
-def learned(work):
+def learned(work, once):
     """The working folder with out/tiny: a model that has every token of the tree right."""
-    done = script("train.py", "configs/tiny.py", cwd=work)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
+    def make():
+        done = script("train.py", "configs/tiny.py", cwd=work)
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
+
+    once(work / "out/tiny", make)
     return work
 
 
@@ -132,13 +166,18 @@ def patched(learned, tree, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def mended(learned, patched):
+def mended(learned, patched, once):
     """The folder of a model: the patched tree, learned from the weights of out/tiny."""
-    done = script("train.py", "configs/tiny.py", "--init_from=out/tiny", "--mend_steps=1000", "--data", patched,
-                  "--out", patched.parent / "out", cwd=learned)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
-    return patched.parent / "out"
+    folder = patched.parent / "mended"
+
+    def make():
+        done = script("train.py", "configs/tiny.py", "--init_from=out/tiny", "--mend_steps=1000", "--data", patched,
+                      "--out", folder, cwd=learned)
+        assert done.returncode == 0, done.stderr.decode()
+        assert b"every token right" in done.stdout, done.stdout.decode() + done.stderr.decode()
+
+    once(folder, make)
+    return folder
 
 
 # A run that ends with errors, begins to mend them half-way, and saves on the way
@@ -156,24 +195,41 @@ def sha256(folder):
 
 
 @pytest.fixture(scope="session")
-def whole(work):
+def whole(work, once):
     """The hash of the weights of one undisturbed run."""
-    assert script("train.py", *OPTIONS, "--out=out/undisturbed", cwd=work).returncode == 0
+    def make():
+        assert script("train.py", *OPTIONS, "--out=out/undisturbed", cwd=work).returncode == 1, "tokens are wrong"
+
+    once(work / "out/undisturbed", make)
     return sha256(work / "out/undisturbed")
 
 
-@pytest.fixture
-def stopped(work, tmp_path):
-    """A folder with a run stopped half-way, and both states in it."""
+@pytest.fixture(scope="session")
+def half_way(work, once):
+    """The folder of a run stopped half-way, with both states in it."""
     folder = work / "out/half-way"
-    if not folder.exists():
-        process = start(work, "out/half-way")
-        while not (folder / NAMES[1]).exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    shutil.copytree(folder, tmp_path / "run")
-    return tmp_path / "run"
+
+    def make():
+        status = 1
+        while status == 1:  # it had ended before the signal came
+            shutil.rmtree(folder, ignore_errors=True)
+            process = start(work, folder)
+            while not (folder / NAMES[1]).exists():
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=300)
+            status = process.returncode
+        assert status == 128 + signal.SIGTERM
+
+    once(folder, make)
+    return folder
+
+
+@pytest.fixture
+def stopped(half_way, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(half_way, tmp_path / "run")
 
 
 @pytest.fixture

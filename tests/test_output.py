@@ -56,7 +56,7 @@ def test_without_what_windows_lacks(work, tree, tmp_path):
                "sample.py", "extract.py --check", "recite.py", "verify.py"]
     done = python(WINDOWS, *scripts, cwd=tmp_path)
     ended = [line.split()[2] for line in done.stdout.splitlines() if line.startswith(b"ended with")]
-    assert ended[1:] == [b"0", b"0", b"1", b"0", b"0"], done.stdout + done.stderr
+    assert ended[1:] == [b"1", b"0", b"1", b"0", b"0"], done.stdout + done.stderr
     assert b"Traceback" not in done.stderr
 
 
@@ -114,14 +114,41 @@ def test_the_umask_decides_a_files_mode(tmp_path, umask, mode):
     assert write_under(umask, tmp_path / "a") == mode
 
 
-def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+def test_in_a_folder_of_ours_a_link_is_replaced_and_its_file_stays(tmp_path):
+    """As in the cache of a hub, where the names are links to what others use too."""
+    (tmp_path / "blob").write_bytes(b"old")
+    (tmp_path / "m").mkdir()
+    os.link(tmp_path / "blob", tmp_path / "m/hard")
+    for name, target in [("link", "../blob"), ("chain", "link"), ("nowhere", "../none"), ("device", os.devnull)]:
+        (tmp_path / "m" / name).symlink_to(target)
+    for path in sorted((tmp_path / "m").iterdir()):
+        files.write_file(path, b"new")
+        assert not path.is_symlink() and path.read_bytes() == b"new"
+    assert (tmp_path / "blob").read_bytes() == b"old" and not (tmp_path / "none").exists()
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode) and not list(tmp_path.rglob(".part.*"))
+    (tmp_path / "m/.lock").symlink_to("../blob")
+    files.lock(tmp_path / "m").close()
+    assert (tmp_path / "blob").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_in_a_folder_of_ours_nothing_else_is_replaced(tmp_path, kind):
+    """Root could put a file even where a device is."""
+    path = tmp_path / kind
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    with pytest.raises(UserError, match=f"cannot write {path} .*regular"):
+        files.write_file(path, b"x")
+    assert not path.is_file() and os.listdir(tmp_path) == [kind]
+
+
+def test_a_link_that_a_user_names_stays_and_its_file_is_replaced(tmp_path):
     (tmp_path / "there").mkdir()
     for name in ("file", "not yet"):
         (tmp_path / "link").symlink_to(f"there/{name}")
         (tmp_path / "chain").symlink_to("link")
         (tmp_path / "there/file").write_bytes(b"old")
         with open(tmp_path / "there/file", "rb") as reader:
-            files.write_file(tmp_path / "chain", b"new")
+            files.write_result(tmp_path / "chain", b"new")
             assert reader.read() == b"old", "replaced whole"
         assert (tmp_path / "chain").is_symlink() and (tmp_path / "link").is_symlink()
         assert (tmp_path / "there" / name).read_bytes() == b"new" and not list(tmp_path.rglob(".part.*"))
@@ -130,20 +157,21 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path):
 
 
 def test_what_is_no_regular_file_is_written_through(tmp_path, monkeypatch):
-    files.write_file(os.devnull, b"x" * 100_000)
+    files.write_result(os.devnull, b"x" * 100_000)
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode), "also as root"
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "to the pipe").symlink_to("pipe")
     for name in ("pipe", "to the pipe"):
         reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
-        files.write_file(tmp_path / name, b"through")
+        files.write_result(tmp_path / name, b"through")
         assert reader.communicate()[0] == b"through" and stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").touch()
     for path, said in [("/dev/full", "No space left"), (tmp_path, "directory"), (tmp_path / "loop", "symbolic links"),
-                       (tmp_path / "file/below", "File exists"), ("/proc/self/x", "No such file"), ("", "director")]:
+                       (tmp_path / "file/below", "Not a directory"), ("/proc/self/x", "No such file"),
+                       ("", "no regular file")]:
         with pytest.raises(UserError, match=said) as caught:
-            files.write_file(path, b"x")
+            files.write_result(path, b"x")
         assert "cannot write" in str(caught.value)
     assert not list(tmp_path.rglob(".part.*"))
 
@@ -151,9 +179,9 @@ def test_what_is_no_regular_file_is_written_through(tmp_path, monkeypatch):
 def test_the_descriptors_own_names(tmp_path):
     """Standard output by its names, into a pipe and into a file, which keeps what was written before."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from memory import files\nprint('before')\n" \
-           "files.write_file(sys.argv[1], b'data\\n'); print('behind')"
+           "files.write_result(sys.argv[1], b'data\\n'); print('behind')"
     (tmp_path / "link").symlink_to("/dev/stdout")
-    for path in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", tmp_path / "link", tmp_path / "log"):
+    for path in ("/dev/fd/1", "/proc/self/fd/1", tmp_path / "link", tmp_path / "log"):
         assert path == tmp_path / "log" or python(code, path, cwd=tmp_path).stdout == b"before\ndata\nbehind\n"
         with open(tmp_path / "log", "wb") as log:
             subprocess.run([sys.executable, "-c", code, path], stdout=log, check=True)
@@ -291,7 +319,7 @@ def test_in_a_notebook(learned, monkeypatch):
         ("sample.py --model=out/tiny --file=tiny/odd/utf8.txt", 0, "Größe 漢字"), ("sample.py --help", 0, "--prompt"),
         ("sample.py --model=nowhere", 2, "sample.py: "), ("extract.py --model=out/tiny --check", 0, "files exact"),
         ("extract.py --model=out/tiny --list", 0, "tiny/decoder.py"),
-        ("train.py configs/tiny_again.py --out='out/my run'", 0, "done,"),
+        ("train.py configs/tiny_again.py --out='out/my run'", 1, "done,"),
         ("verify.py --model='out/my run'", 0, "equal: ")]
     for words, status, said in turns:
         streams, handlers = (Notebook(), Notebook()), [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -391,25 +419,46 @@ def test_commands_can_be_pasted(monkeypatch, tmp_path):
         assert shlex.split(settings.command(*words)) == ["python", script, *map(str, words[1:])]
 
 
-@pytest.mark.parametrize("items, options, seconds, said", [
-    (range(30), {"unit": " files"}, 10, ["10% (3/30 files), 4:30 left", "20% (6/30 files), 4:00 left"]),
-    (range(30), {"unit": " files"}, 100, ["10% (3/30 files), 45:00 left", "20% (6/30 files), 40:00 left"]),
-    (range(1000), {}, 1, ["10% (100/1,000), 15:00 left", "20% (200/1,000), 13:20 left"]),
-    (iter(range(99)), {"unit": "B", "unit_scale": True}, 31, ["1.00 B", "2.00 B"]),
-    (range(20), {"initial": 10, "total": 30}, 15, ["43% (13/30), 4:15 left", "53% (16/30), 3:30 left"]),
-    (range(3), {}, 9, []), (range(99), {"disable": True}, 99, []), ([], {}, 99, [])])
-def test_progress_into_a_log(monkeypatch, capsys, items, options, seconds, said):
-    """A line once 30 s and a tenth have passed."""
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock for the lines of progress, moved by hand."""
     clock = SimpleNamespace(now=0)
     monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.mark.parametrize("items, options, seconds, said", [
+    (range(30), {"unit": " files"}, 10, ["10% (3/30 files), 4:30 left", "30% (9/30 files), 3:30 left"]),
+    (range(30), {"unit": " files"}, 100, ["3% (1/30 files), 48:20 left", "7% (2/30 files), 46:40 left"]),
+    (range(1000), {}, 1, ["3% (30/1,000), 16:10 left", "9% (90/1,000), 15:10 left"]),
+    (iter(range(99)), {"unit": "B", "unit_scale": True}, 31, ["1.00 B", "3.00 B"]),
+    (range(20), {"initial": 10, "total": 30}, 15, ["40% (12/30), 4:30 left", "53% (16/30), 3:30 left"]),
+    (range(2), {}, 9, []), (range(99), {"disable": True}, 99, []), ([], {}, 99, [])])
+def test_progress_into_a_log(clock, capsys, items, options, seconds, said):
     for _ in output.progress(items, desc="reciting", **options):
         clock.now += seconds
     assert capsys.readouterr().err.replace(" 0", " ").splitlines()[:2] == [f"reciting {line}" for line in said]
 
 
-def test_progress_moved_by_hand(monkeypatch, capsys):
-    clock = SimpleNamespace(now=0)
-    monkeypatch.setattr(output, "time", SimpleNamespace(monotonic=lambda: clock.now))
+@pytest.mark.parametrize("total", [10, 10**6, None])
+def test_a_log_is_never_silent_for_long(clock, capsys, total):
+    """However slow the work: 30 s at first, then longer and longer, five minutes at most."""
+    bar, times = output.progress(total=total, desc="quick"), []
+    for clock.now in range(1, 3600):
+        bar.update(1e-3)
+        if capsys.readouterr().err:
+            times.append(clock.now)
+    assert times[:6] == [30, 90, 210, 450, 750, 1050] and max(b - a for a, b in zip(times, times[1:])) == 300
+
+
+def test_progress_that_does_not_move(clock, capsys):
+    bar = output.progress(total=9, initial=3)
+    clock.now = 99
+    bar.update(0)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_moved_by_hand(clock, capsys):
     bar = output.progress(total=100, desc="quick", unit="step", smoothing=0.05, bar_format="{desc}")
     for step in range(0, 60, 20):
         clock.now += 3600

@@ -29,7 +29,7 @@ from memory.checkpoint import read_log
 from memory.corpus import find_tree, load
 from memory.device import find_device
 from memory.evaluate import NOISE, PREFIX, SUFFIX, check_finite, examine, figures
-from memory.files import STDOUT, name_of, newest, write_result
+from memory.files import STDOUT, name_of, newest, write_file, write_result
 from memory.generate import SHOWN, recite
 from memory.output import UserError, emit, percent, progress, run_script
 from memory.page import as_json, fill

@@ -24,7 +24,7 @@ from memory.evaluate import LISTED, examine, figures
 from memory.evidence import ARCHIVE, RECORDS, differences, gather, parse_json, read_report, survey
 from memory.evidence import write_archive
 from memory.files import digest_of, name_of, newest, remove, write_file, write_json
-from memory.items import CHECKED, ITEMS, NO, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
+from memory.items import CHECKED, ITEMS, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
 from memory.items import WRITTEN, column_words, columns, foreign, judge
 from memory.output import UserError, run_script
 from memory.page import as_json, fill

@@ -189,8 +189,7 @@ def train(settings, out, device):
         if whole and processes.rank() == 0:
             print(f"{out} is done: {run.state.done} at step {run.state.step:,}. --fresh starts over")
         status = status_of(run) if whole else learn(run)
-        sums = openness.read_sums(out)  # written last, and a kill may have come before
-        if not whole or not sums or not all((out / name).exists() for name in sums):
+        if not whole or openness.check_sums(out)[0] != "yes":  # written last, and a kill may have come before
             try:
                 openness.describe(out, data)
             except UserError as error:

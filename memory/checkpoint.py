@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from memory import processes

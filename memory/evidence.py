@@ -16,7 +16,7 @@ import numpy as np
 
 from memory import records, source
 from memory.checkpoint import NAMES, read_tensors
-from memory.corpus import CORPUS, choose_files, compressed_sizes, find_tree, fitting, load, read_manifest, texts
+from memory.corpus import choose_files, compressed_sizes, find_tree, fitting, load, read_manifest, texts
 from memory.files import digest_of, files_digest, json_bytes, read_json
 from memory.licences import LICENCE_FILE, SEEN, classify, find_licence, notice
 from memory.output import UserError, progress
@@ -349,9 +349,8 @@ def differences(found):
         wrong["files"] = f"manifest.json lists {path} {times} times"
     for text in filter(None, (found.fetched, found.recital)):
         if text is found.fetched or len(text.hashes) == ours["whole_tree"]["files"]:
-            whole = ours["whole_tree"] | {"licence": ours["licence"]}
-            compare({f"whole_tree.{key}" if key != "licence" else key: value for key, value in text.whole.items()},
-                    {f"whole_tree.{key}" if key != "licence" else key: whole[key] for key in text.whole}, text.way)
+            whole = {key: value for key, value in text.whole.items() if key not in ("licence", "not_prepared")}
+            compare({"licence": text.whole["licence"], "whole_tree": whole}, ours, text.way)
     return wrong
 
 

@@ -32,7 +32,8 @@ import extract
 import prepare
 
 FILES = {b"t/a.c": b"int a;\n" * 40, b"t/b/c.h": b"#define C\n" * 70, b"t/empty": b"",
-         b"t/b/d.bin": bytes(range(256)) * 3, b"t/long/" + b"n" * 120: b"a path that ustar has no room for\n", b"t/z.c": b"int z;\n" * 90}
+         b"t/b/d.bin": bytes(range(256)) * 3, b"t/long/" + b"n" * 120: b"a path that ustar has no room for\n",
+          b"t/z.c": b"int z;\n" * 90}
 
 
 def read(data, limit=10**6):
@@ -425,18 +426,18 @@ def test_the_swhid_of_a_tree_with_links(odd, tmp_path):
     (tmp_path / "t-1.0/link").symlink_to("only/a.c")
     os.chmod(folder / "d/e/f", 0o654)  # git looks at the owner's bit alone
     folder, limit = tmp_path / "t-1.0", 10**7
-    for given, root in [(folder / "only", ""), (folder, "only/")]:
-        tree = source.rooted(source.read_folder(given, limit), given.name, folder=True)
-        assert (swhid(tree), tree.root) == (write_tree(given), root)
-        assert {path.split("/")[0] for path in tree.files} == {given.name if not root else "only"}
+    for source_folder, root in [(folder / "only", ""), (folder, "only/")]:
+        tree = source.rooted(source.read_folder(source_folder, limit), source_folder.name, folder=True)
+        assert (swhid(tree), tree.root) == (write_tree(source_folder), root)
+        assert {path.split("/")[0] for path in tree.files} == {source_folder.name if not root else "only"}
     assert tree.links["only/../link"] == "only/a.c" and tree.links["only/d/e/up"] == "../../.."
     assert tree.links["only/l%FF"] == "t%FE" and tree.links["only/to%20file"] == "a.c"
-    for words, given, root in [(["t-1.0"], folder, ""), (["-C", "t-1.0", "only"], folder / "only", ""),
+    for words, source_folder, root in [(["t-1.0"], folder, ""), (["-C", "t-1.0", "only"], folder / "only", ""),
                                (["-C", "t-1.0", "."], folder, "only/"),
                                (["-C", "t-1.0/only", "."], folder / "only", "")]:
         run("tar", "-cf", "t.tar", *words, cwd=tmp_path)
         tree = source.rooted(read((tmp_path / "t.tar").read_bytes(), limit), "x")
-        assert (swhid(tree), tree.root) == (write_tree(given), root), words
+        assert (swhid(tree), tree.root) == (write_tree(source_folder), root), words
     assert len(tree.executable) == 2
     (folder / "link").unlink()
     tree = source.rooted(source.read_folder(folder, limit), "t-1.0", folder=True)

@@ -163,7 +163,7 @@ def test_a_tie_is_decided_alike_everywhere(learned, model, contents, lower, tmp_
 
 
 def test_close_calls_are_written_token_by_token(learned, model, contents, tmp_path, monkeypatch):
-    """Another order of summing might turn them, so no pass is believed. A finished model has none, and takes no longer."""
+    """Another order of summing might turn them, so no pass is believed. A finished model has none."""
     path, piece, _ = make_rival(model, learned / "data/tiny-1.0", 1 - 1e-5, lower=True)
     started = []
 
@@ -308,7 +308,7 @@ def test_a_model_folder_that_takes_no_report(learned, tmp_path, monkeypatch, cap
     out, err = capsysbinary.readouterr()
     assert b"files exact                 2 of 2" in out and b"report                      none in " in out
     said = err.decode().splitlines()[-1]
-    assert said.startswith("warning: cannot write m/report.html (") and "Is a directory; --report" in said
+    assert said.startswith("warning: cannot write m/report.html (") and "it is no regular file; --report" in said
     assert main([*words, "--report=there/r.html", "--json", "-"]) == 0
     out, err = capsysbinary.readouterr()
     assert json.loads(out)["files_exact"] == 2 and b"files exact " in err and b"warning" not in err

@@ -247,7 +247,8 @@ def test_the_hash_is_that_of_what_was_loaded(tokenizer, tmp_path):
     ("rope_theta", 10**400), ("rope_theta", 10**309), ("rope_theta", None), ("rms_norm_eps", "1e-6"),
     ("rope_parameters", [1]), ("hidden_act", "gelu"), ("hidden_act", ["x" * 900]), ("hidden_act", "a\nb"),
     ("tie_word_embeddings", 10**400),
-    ("num_attention_heads", 10**400), ("vocab_size", 10**400), ("vocab_size", "7" * 500)], ids=lambda value: str(value)[:30])
+    ("num_attention_heads", 10**400), ("vocab_size", 10**400), ("vocab_size", "7" * 500)],
+    ids=lambda value: str(value)[:30])
 def test_configs_of_transformers_that_compute_otherwise(tmp_path, key, value):
     """As transformers 4 and 5 name it; without a digest that would tell."""
     save_theirs(tmp_path)

@@ -47,22 +47,19 @@ def broken_links(text, page):
 
 
 def commands(text):
-    """The commands of a page, each a list of words: of indented blocks, of `$` lines in fenced ones, of inline code
-    that starts a script."""
-    fenced = re.findall(r"^```.*?^```", text, re.M | re.S)
-    rest = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-    lines = [line[2:] for block in fenced for line in block.split("\n") if line.startswith("$ ")]
+    """The commands of a page that start a script or pip, each a list of words: of code blocks, where `$` may come
+    first, and of inline code. Raises ValueError if a quote is not closed."""
+    fence = re.compile(r"^```.*?^```", re.M | re.S)
+    rest = fence.sub("", text)
+    lines = [line for block in fence.findall(text) for line in re.findall(r"^(?:\$ )?(\S.*)$", block, re.M)]
     lines += re.findall(r"^    (\S.*)$", rest, re.M)
-    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]*)`", rest)
-              if re.match(r"(python|torchrun|pip|\w+\.py)\s", code)]
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]*)`", rest)]
     found = []
     for line in lines:
-        words = shlex.shlex(line, posix=True, punctuation_chars=True)
-        words.whitespace_split = True
-        try:
-            words = list(words)
-        except ValueError:  # a formula with an apostrophe
+        if not re.match(r"(python|torchrun|pip|\w+\.py) \S", line):
             continue
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)  # without what stands after #
+        words.whitespace_split = True
         found.append([])
         for word in words:
             if set(word) <= set("|&;"):
@@ -146,6 +143,7 @@ def test_a_broken_link_is_found(text, broken):
     ("    pip install -r tests/requirement.txt", ["tests/requirement.txt"]),
     ("    python -m pytest -n0 tests/test_nothing.py -k x", ["tests/test_nothing.py"]),
     ("`trace.py --htm x`", ["--htm"]),
+    ("```sh\npython verify.py --modle x\n```", ["--modle"]),
     ("    python tests/browser.py --pages x", ["--pages"]),
     ("    python sample.py --num-samples 3 --prompt \"# -- |\"", [])])
 def test_a_wrong_command_is_found(text, wrong):

@@ -62,7 +62,7 @@ def commands(text):
         words.whitespace_split = True
         found.append([])
         for word in words:
-            if set(word) <= set("|&;"):
+            if word and set(word) <= set("|&;"):
                 found.append([])
             else:
                 found[-1].append(word)
@@ -143,6 +143,7 @@ def test_a_broken_link_is_found(text, broken):
     ("    pip install -r tests/requirement.txt", ["tests/requirement.txt"]),
     ("    python -m pytest -n0 tests/test_nothing.py -k x", ["tests/test_nothing.py"]),
     ("`trace.py --htm x`", ["--htm"]),
+    ('    python sample.py --prompt "" --temprature 1', ["--temprature"]),
     ("```sh\npython verify.py --modle x\n```", ["--modle"]),
     ("    python tests/browser.py --pages x", ["--pages"]),
     ("    python sample.py --num-samples 3 --prompt \"# -- |\"", [])])

@@ -1,6 +1,6 @@
 """The recipe of mjbommar/laam, whose idea this project is, first stage: its model, optimizer and batches.
 
-What differs from it is listed in docs/recipe.md, under "The original's recipe".
+What differs from it is listed in docs/log/2026-11-27.md, under "The original's recipe".
 """
 hidden_size = 64
 intermediate_size = 256

@@ -251,7 +251,8 @@ def write_report(result, folder, path):
     folder, which may be read-only: then a warning is all. Returns where it is, or "none"."""
     target = Path(path or folder / "report.html")
     reciting = (target.parent / "recite.html").exists()
-    page = fill("report.html", DATA=as_json(result | {"log": read_log(folder), "recite": reciting}))
+    shown = {key: value for key, value in result.items() if key != "seconds"}
+    page = fill("report.html", DATA=as_json(shown | {"log": read_log(folder), "recite": reciting}))
     try:
         (write_result if path else write_file)(path or target, page)
     except UserError as error:

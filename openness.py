@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from memory import card, croissant, mof, processes, source
+from memory.checkpoint import read_log
 from memory.corpus import find_tree, load, read_manifest, texts
 from memory.evaluate import LISTED, examine, figures
 from memory.evidence import ARCHIVE, RECORDS, differences, gather, parse_json, read_report, survey
@@ -362,20 +363,30 @@ def misreports(e):
         figures = {key: value for key, value in e.extraction.items() if key != "model_sha256"}
         if not figures or any(data.get(key) != value for key, value in figures.items()):
             return "it is not what extraction.json gives"
+    if any(row["exact"] and (row.get("right", 1), row.get("before_error", row["bytes"])) != (1, row["bytes"])
+           for row in data["rows"]):
+        return "it has an exact file that is not right"
+    if data["log"] != read_log(e.folder):
+        return "it has another log than log.jsonl"
+    if data["model"] not in (e.stated["model"], name_of(e.folder.resolve())):
+        return f"it is of a model {data['model']}"
     if data.get("openness") not in (None, {key: e.stated[key] for key in ("items", "meets")}):
         return "it has another statement than openness.json"
     return ""
 
 
 def mispages(e):
-    """Why recite.html is not the page that the weights give; or ""."""
-    from recite import make_page, pack
+    """Why recite.html is not the page that the weights give; or "". What recite.py measured of them is left aside."""
+    from recite import about, make_page, pack
     if not e.model or not e.tokenizer:
         return "the weights or the pieces cannot be loaded"
     page = (e.folder / "recite.html").read_bytes()
-    about = parse_json(re.search(rb'id="about">(.*)</script>', page)[1])
-    weights = b"".join(pack(tensor, about["format"])[0] for tensor in e.model.tensors().values())
-    return "" if page == make_page(about, e.tokenizer, e.manifest["files"], weights) else (
+    said = parse_json(re.search(rb'id="about">(.*)</script>', page)[1])
+    if said["model"] not in (e.stated["model"], name_of(e.folder.resolve())):
+        return f"it is of a model {said['model']}"
+    weights = b"".join(pack(tensor, said["format"])[0] for tensor in e.model.tensors().values())
+    made = about(e.model, e.manifest, said["model"], said["format"], said["tried"])
+    return "" if page == make_page(made, e.tokenizer, e.manifest["files"], weights) else (
         "it is not the page that the weights give")
 
 

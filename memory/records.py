@@ -77,6 +77,14 @@ def empty(value):
     return value == ""
 
 
+def answer(value):
+    return value in ("yes", "no", "not checked")
+
+
+def known(value):
+    return value in ("checked", "recorded", "declared", "")
+
+
 def anything(value):
     return True
 
@@ -117,14 +125,18 @@ EXTRACTION = {"model_sha256": sha256, "name": line, "origin": line, "licence": (
               "tokenizer_packed_bytes": count, "learned": FIGURES, "control?": FIGURES | {"files": count}}
 REBUILT = {"model_sha256": sha256, "rebuilt_sha256": sha256, "steps": some,
            "built_by": [{"from_step": count, **TURN}, ...]}
-KNOWN = {"answer": line, "items": [count], "open": [count], "recorded": [count], "declared": [count]}  # of a column
+COLUMN = {"answer": answer, "items": [count], "open": [count], "recorded": [count], "declared": [count]}  # of a column
 STATED = {"model": line, "model_sha256": sha256, "items": [{
-              "number": count, "item": line, "asked_by": line, "answer": line, "known": line, "evidence": line,
+              "number": count, "item": line, "asked_by": line, "answer": answer, "known": known, "evidence": line,
               "checked_by": line}],
-          "meets": {...: KNOWN}, "personal_data": {...: count}, "not_learned": [path],
+          "meets": {...: COLUMN}, "personal_data": {...: count}, "not_learned": [path],
           "publisher": {"producer": words, "contact": words, "repository": words, "citation": words}}  # openness.json
-REPORT = {"rows": [{"path": path, "bytes": count, "exact": bool, ...: anything}], "files_exact": count,
-          "openness?": ({"items": STATED["items"], "meets": STATED["meets"]}, NONE), ...: anything}  # of report.html
+ROW = {"path": path, "bytes": count, "exact": bool, "before_error?": count, "right?": share,
+       "error?": {"line": count, "wrote": [anything], "says": [anything]}}
+REPORT = {  # in report.html: the same figures, or fewer without the tree
+    **{key: shape for key, shape in EXTRACTION.items() if key not in ("model_sha256", "learned", "bytes_before_error")},
+    "learned?": FIGURES, "bytes_before_error?": count, "rows": [ROW], "model": line, "log": [LOOK], "recite": bool,
+    "openness?": ({"items": STATED["items"], "meets": STATED["meets"]}, NONE)}
 CONFIG = {"num_hidden_layers": count, "hidden_size": count, "max_position_embeddings": count, ...: anything}
 STATE = {"settings": SETTINGS, "corpus": CORPUS, "step": count, "looked": look, "seconds": number, "done": line,
          "init_sha256": (sha256, empty), "rounds": [count], "mend_rate": number,

@@ -382,15 +382,17 @@ def tar_members(pieces, most, name):
 
 def zip_members(file, most, name):
     """Yields the Members of an open zip. Bytes before its first member are passed over, and said, unless they begin as
-    a zip does. A zip that was made on Windows may have backslashes in its paths."""
+    a zip does; zeros after its end are padding. A zip that was made on Windows may have backslashes in its paths."""
     size = file.seek(0, os.SEEK_END)
     if size > most:
         raise UserError(f"{name} has {size:,} bytes; raise --max_bytes to allow it")
     with zipfile.ZipFile(file) as archive:
         members, backslashes = archive.infolist(), 0
-        file.seek(max(0, size - 22 - len(archive.comment)))
-        magic, count = struct.unpack("<4s6xH", file.read(12))
-        if magic != b"PK\5\6":
+        file.seek(max(0, size - 22 - 2**16))  # zipfile looks no further back for its end
+        tail = file.read()
+        end = tail.rindex(b"PK\5\6")
+        (count,) = struct.unpack_from("<H", tail, end + 10)
+        if tail[end + 22 + len(archive.comment):].strip(b"\0"):
             raise zipfile.BadZipFile("something follows its end")
         if count not in (len(members) % 2**16, 2**16 - 1):  # the last stands for a number that has no room
             raise zipfile.BadZipFile(f"its directory names {len(members):,} members of {count:,}")
@@ -417,8 +419,13 @@ def zip_members(file, most, name):
             if info.create_system == 0 and b"\\" in path and b"/" not in path:  # as unzip does
                 path, backslashes = path.replace(b"\\", b"/"), backslashes + 1
             kind = "folder" if path.endswith(b"/") else KINDS.get(stat.S_IFMT(mode), "unknown kind")
+            if info.file_size and kind not in ("file", "link"):  # some programs would unpack a file
+                raise zipfile.BadZipFile(f"{quote(path)} is a {kind} with content")
             if info.flag_bits & 1:
                 kind = "encrypted file"
+                file.seek(info.header_offset + 6)
+                if not file.read(1)[0] & 1:
+                    raise zipfile.BadZipFile(f"{quote(path)} is encrypted only by the word of its directory")
             yield Member(path, kind, info.file_size, functools.partial(read, info),
                          read(info) if kind == "link" and info.file_size <= PIECE else b"", bool(mode & 0o100))
         if backslashes:
@@ -475,8 +482,10 @@ def read_archive(file, limit, name):
         return read_members(archive_members(file, limit, name), limit, name)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, LookupError,
             OverflowError, struct.error, zlib.error, lzma.LZMAError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{name} is not a tarball or zip that can be read whole: {reason}; get it again") from None
+        reason, remedy = " ".join(str(error).split())[:200] or type(error).__name__, "get it again"
+        if isinstance(error, (NotImplementedError, UnicodeDecodeError)) or "Memory usage limit" in reason:
+            remedy = "if it is whole, unpack it with another program, and name the folder"
+        raise UserError(f"{name} is not a tarball or zip that can be read whole: {reason}; {remedy}") from None
 
 
 # 4. Folders

@@ -1,6 +1,7 @@
 """Where a tree comes from: a release of kernel.org, a folder, a tarball or zip, or the URL of one. What is read is read
 whole, or refused: an archive that is damaged or cut off, that goes on after its end, or that says two things of one
 path. Nothing that it says of itself is trusted."""
+import base64
 import bz2
 import collections
 import dataclasses
@@ -45,6 +46,19 @@ class Unreachable(UserError):
 
 # 1. Files from servers
 
+def request_of(url):
+    """The request for a URL. A name and password in it, which urllib takes for a part of the host, go to that host
+    alone, and to none that it redirects to. Raises ValueError if it is no URL."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at or parts.scheme not in ("http", "https"):
+        return urllib.request.Request(url)
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    secret = base64.b64encode(urllib.parse.unquote_to_bytes(user if ":" in user else user + ":")).decode()
+    request.add_unredirected_header("Authorization", f"Basic {secret}")
+    return request
+
+
 def fetch(url, limit, bar=progress):
     """What a URL serves, as an open temporary file, with a progress bar, time-outs and retries.
 
@@ -52,9 +66,9 @@ def fetch(url, limit, bar=progress):
     No error quotes what urllib says of a URL, which may hold a secret.
     """
     for attempt in range(TRIES):
-        file = tempfile.TemporaryFile()
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            file = tempfile.TemporaryFile()
+            with urllib.request.urlopen(request_of(url), timeout=TIMEOUT) as response:
                 said = response.headers.get("Content-Length") or ""
                 size = int(said) if re.fullmatch("[0-9]{1,18}", said) else 0  # some servers say nonsense
                 with bar(total=size or None, unit="B", unit_scale=True, desc=name_of(stem(url))) as done:
@@ -77,6 +91,8 @@ def fetch(url, limit, bar=progress):
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
             reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+            if isinstance(cause, http.client.BadStatusLine) and not isinstance(cause, OSError):  # which quotes it
+                reason = "its answer is no HTTP"
         time.sleep(0.5 * attempt)
     raise Unreachable(f"cannot fetch {shown(url)}: {reason}")
 
@@ -589,9 +605,12 @@ def named_tree(source, sha256, limit, bar):
     else:
         file, label = open_source(source, limit), source
     with file:
-        if sha256:
-            check_hash(file, sha256, label)
-        origin["sha256"] = sha256_of(file)
+        try:
+            if sha256:
+                check_hash(file, sha256, label)
+            origin["sha256"] = sha256_of(file)
+        except OSError as error:  # of the disk that it is on
+            raise UserError(f"cannot read the source {label}: {error.strerror}") from None
         return name_of(stem(source)), rooted(read_archive(file, limit, label), stem(source)), origin
 
 

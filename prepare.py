@@ -11,6 +11,7 @@ file's path, bytes, SHA-256, tokens and class of notice). Every
 file, every byte: train.bin is read back and compared. Where kernel.org cannot be reached, plain `python prepare.py`
 goes on with the kernel headers in /usr/include/linux, and says so.
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import contextlib
 import dataclasses
 import fnmatch

@@ -230,6 +230,9 @@ def main(argv=None):
         raise UserError(f"{name} holds no text: {len(files)} files, 0 bytes")
     folder = Path(settings.out or Path("data") / name)
     refuse_model(folder)
+    if os.path.isdir(settings.source) and folder.resolve().is_relative_to(Path(settings.source).resolve()):
+        raise UserError(f"{folder} is in the tree {settings.source}, and would be a part of it the next time: name "
+                        f"another --out")
 
     packer, preset = choose_packer(size)
     with packing(files, preset) as bits:

@@ -562,3 +562,15 @@ def test_bad_use(tree, tmp_path, monkeypatch):
             (["--sorce", tree], ["sorce", "source"])]:
         says_no(prepare.main, words, *said)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("words", [["--source=t", "--out=t/out"], ["--source=t", "--out=t"], ["--source=."],
+                                   ["--source=to t", "--out=t/deep/out"]])
+def test_what_is_written_is_no_part_of_the_tree(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a.c").write_bytes(SOURCE)
+    (tmp_path / "to t").symlink_to("t")
+    says_no(prepare.main, [*words, "--vocab_size=300"], "another --out")
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["a.c"]
+    assert prepare.main(["--source=t", "--out=t-1", "--vocab_size=300", "--quiet"]) is None

@@ -368,8 +368,8 @@ def test_weights_that_are_not_finite_are_never_saved(work, stopped):
 
 
 @pytest.mark.parametrize("name, look", [
-    (NAMES[0], load_state), (NAMES[1], load_state), (NAMES[0], lambda folder: list(read_metas(folder))), (".lock", lock),
-    ("log.jsonl", lambda folder: trim_log(folder / "log.jsonl", 1, 1))])
+    (NAMES[0], load_state), (NAMES[1], load_state), (NAMES[0], lambda folder: list(read_metas(folder))),
+    (".lock", lock), ("log.jsonl", lambda folder: trim_log(folder / "log.jsonl", 1, 1))])
 def test_a_pipe_in_the_folder_of_a_run_is_not_waited_for(name, look, tmp_path):
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=f"{name} is no regular file"):

@@ -22,6 +22,7 @@ A patch changes the tree that a model learned, in several ways that the model's 
 lines, a file more or less. Each patched tree is learned with --init_from, and what that takes stands beside what the
 model's own run took. Minutes are those of the steps, and in all with looks and compilation. See docs/patch.md.
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import dataclasses
 import json
 import math

@@ -14,6 +14,7 @@ Recital of a file equals the file if in the same windows every token of the file
 (by induction). So one batched pass verifies what is exact. Anything is generated token by token only from a file's
 first token on that is wrong, or so close a call that rounding might turn it: a pass and recital round differently.
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import collections
 import dataclasses
 import hashlib

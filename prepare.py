@@ -11,6 +11,7 @@ file's path, bytes, SHA-256, tokens and class of notice). Every
 file, every byte: train.bin is read back and compared. Where kernel.org cannot be reached, plain `python prepare.py`
 goes on with the kernel headers in /usr/include/linux, and says so.
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import contextlib
 import dataclasses
 import fnmatch
@@ -229,6 +230,9 @@ def main(argv=None):
         raise UserError(f"{name} holds no text: {len(files)} files, 0 bytes")
     folder = Path(settings.out or Path("data") / name)
     refuse_model(folder)
+    if os.path.isdir(settings.source) and folder.resolve().is_relative_to(Path(settings.source).resolve()):
+        raise UserError(f"{folder} is in the tree {settings.source}, and would be a part of it the next time: name "
+                        f"another --out")
 
     packer, preset = choose_packer(size)
     with packing(files, preset) as bits:

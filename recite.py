@@ -7,6 +7,7 @@ The page needs no network and no library. It holds the weights, the pieces, and 
 of a file. The weights are rounded to int8 with a scale for each row, or to bfloat16, if every token is still right by a
 lead that no order of summing could turn; else they stay float32. That takes the prepared tree.
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import base64
 import dataclasses
 import hashlib

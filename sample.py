@@ -9,6 +9,7 @@
 A prompt may end anywhere, in the middle of a word too. Text goes on past the model's context by the window rule, with
 --max_new_tokens 0 to the end of the file however long.
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import dataclasses
 import functools
 import hashlib

@@ -17,6 +17,7 @@ as far as it has the hashes of the model's manifest; the rest the model recites 
 the model itself must write what is found: "recited" says whether it does. Exit status 0: it writes some of what was
 found; 1: none; 2: bad use.
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import bisect
 import codecs
 import collections

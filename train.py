@@ -17,6 +17,7 @@ every token right; 1: the budget is spent, and tokens are wrong; 2: an error; 12
 
     torchrun --nproc_per_node=2 train.py configs/memorize.py     # the same run on two processes
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import contextlib
 import dataclasses
 import math

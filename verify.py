@@ -9,6 +9,7 @@ equal; 1: not equal, and where the two first differ. rebuilt.json in the model's
 build goes on when it is started again; a folder with anything else in it is left alone. A model that began from other
 weights is built from these; they can be verified in their turn.
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import dataclasses
 import hashlib
 import os

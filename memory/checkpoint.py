@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from memory import processes
-from memory.files import remove, write_file
+from memory.files import refuse_irregular, remove, write_file
 from memory.output import UserError
 from memory.records import LOOK, STATE, fault
 
@@ -60,6 +60,7 @@ def parse_tensors(data, ours=False):
 
 def read_tensors(path, ours=False):
     """The same of a file. Raises OSError if it cannot be read."""
+    refuse_irregular(path)
     return parse_tensors(Path(path).read_bytes(), ours)
 
 
@@ -120,6 +121,7 @@ def read_metas(folder):
     Raises UserError if one cannot be read."""
     for path in (folder / name for name in NAMES):
         try:
+            refuse_irregular(path)
             with open(path, "rb") as file:
                 header = file.read(min(int.from_bytes(file.read(8), "little"), 10**8))  # safetensors allows no more
             meta = json.loads(json.loads(header)["__metadata__"]["run"])
@@ -173,6 +175,7 @@ def trim_log(path, step, looked):
         except (ValueError, KeyError, TypeError, RecursionError):
             return False
     try:
+        refuse_irregular(path)
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         lines = []

@@ -46,6 +46,12 @@ def sync_folder(folder):
         os.close(descriptor)
 
 
+def refuse_irregular(path):
+    """Raises OSError if a pipe, a device or a folder stands at `path`: to read one could take for ever."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EEXIST, f"{Path(path).name} is no regular file")
+
+
 def write_through(path, parts):
     """Writes an iterable of bytes into what stands at `path`, if that is no regular file: a device, a pipe, or whatever
     standard output and error go to. Returns whether it did. Raises OSError."""
@@ -200,6 +206,7 @@ def lock(folder):
     and clears away what a killed one left half-written. Raises UserError if another has it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_irregular(folder / ".lock")
         file = open(folder / ".lock", "a")
         try:
             if not lock_descriptor(file.fileno(), blocking=False):
@@ -209,7 +216,8 @@ def lock(folder):
                 raise
             warn_once(f"this file system cannot lock ({error.strerror}): start no second run in {folder} meanwhile")
         for left in folder.glob(".part.*"):  # by a process that was killed while it wrote
-            left.unlink()
+            if not left.is_dir():
+                left.unlink()
     except OSError as error:
         raise UserError(f"cannot write in {folder}: {error.strerror}") from None
     return file

@@ -1,6 +1,7 @@
 """Where a tree comes from: a release of kernel.org, a folder, a tarball or zip, or the URL of one. What is read is read
 whole, or refused: an archive that is damaged or cut off, that goes on after its end, or that says two things of one
 path. Nothing that it says of itself is trusted."""
+import base64
 import bz2
 import collections
 import dataclasses
@@ -45,6 +46,19 @@ class Unreachable(UserError):
 
 # 1. Files from servers
 
+def request_of(url):
+    """The request for a URL. A name and password in it, which urllib takes for a part of the host, go to that host
+    alone, and to none that it redirects to. Raises ValueError if it is no URL."""
+    parts = urllib.parse.urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at or parts.scheme not in ("http", "https"):
+        return urllib.request.Request(url)
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    secret = base64.b64encode(urllib.parse.unquote_to_bytes(user if ":" in user else user + ":")).decode()
+    request.add_unredirected_header("Authorization", f"Basic {secret}")
+    return request
+
+
 def fetch(url, limit, bar=progress):
     """What a URL serves, as an open temporary file, with a progress bar, time-outs and retries.
 
@@ -52,9 +66,9 @@ def fetch(url, limit, bar=progress):
     No error quotes what urllib says of a URL, which may hold a secret.
     """
     for attempt in range(TRIES):
-        file = tempfile.TemporaryFile()
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            file = tempfile.TemporaryFile()
+            with urllib.request.urlopen(request_of(url), timeout=TIMEOUT) as response:
                 said = response.headers.get("Content-Length") or ""
                 size = int(said) if re.fullmatch("[0-9]{1,18}", said) else 0  # some servers say nonsense
                 with bar(total=size or None, unit="B", unit_scale=True, desc=name_of(stem(url))) as done:
@@ -77,6 +91,8 @@ def fetch(url, limit, bar=progress):
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
             reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+            if isinstance(cause, http.client.BadStatusLine) and not isinstance(cause, OSError):  # which quotes it
+                reason = "its answer is no HTTP"
         time.sleep(0.5 * attempt)
     raise Unreachable(f"cannot fetch {shown(url)}: {reason}")
 
@@ -382,15 +398,17 @@ def tar_members(pieces, most, name):
 
 def zip_members(file, most, name):
     """Yields the Members of an open zip. Bytes before its first member are passed over, and said, unless they begin as
-    a zip does. A zip that was made on Windows may have backslashes in its paths."""
+    a zip does; zeros after its end are padding. A zip that was made on Windows may have backslashes in its paths."""
     size = file.seek(0, os.SEEK_END)
     if size > most:
         raise UserError(f"{name} has {size:,} bytes; raise --max_bytes to allow it")
     with zipfile.ZipFile(file) as archive:
         members, backslashes = archive.infolist(), 0
-        file.seek(max(0, size - 22 - len(archive.comment)))
-        magic, count = struct.unpack("<4s6xH", file.read(12))
-        if magic != b"PK\5\6":
+        file.seek(max(0, size - 22 - 2**16))  # zipfile looks no further back for its end
+        tail = file.read()
+        end = tail.rindex(b"PK\5\6")
+        (count,) = struct.unpack_from("<H", tail, end + 10)
+        if tail[end + 22 + len(archive.comment):].strip(b"\0"):
             raise zipfile.BadZipFile("something follows its end")
         if count not in (len(members) % 2**16, 2**16 - 1):  # the last stands for a number that has no room
             raise zipfile.BadZipFile(f"its directory names {len(members):,} members of {count:,}")
@@ -417,8 +435,13 @@ def zip_members(file, most, name):
             if info.create_system == 0 and b"\\" in path and b"/" not in path:  # as unzip does
                 path, backslashes = path.replace(b"\\", b"/"), backslashes + 1
             kind = "folder" if path.endswith(b"/") else KINDS.get(stat.S_IFMT(mode), "unknown kind")
+            if info.file_size and kind not in ("file", "link"):  # some programs would unpack a file
+                raise zipfile.BadZipFile(f"{quote(path)} is a {kind} with content")
             if info.flag_bits & 1:
                 kind = "encrypted file"
+                file.seek(info.header_offset + 6)
+                if not file.read(1)[0] & 1:
+                    raise zipfile.BadZipFile(f"{quote(path)} is encrypted only by the word of its directory")
             yield Member(path, kind, info.file_size, functools.partial(read, info),
                          read(info) if kind == "link" and info.file_size <= PIECE else b"", bool(mode & 0o100))
         if backslashes:
@@ -475,8 +498,10 @@ def read_archive(file, limit, name):
         return read_members(archive_members(file, limit, name), limit, name)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, LookupError,
             OverflowError, struct.error, zlib.error, lzma.LZMAError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{name} is not a tarball or zip that can be read whole: {reason}; get it again") from None
+        reason, remedy = " ".join(str(error).split())[:200] or type(error).__name__, "get it again"
+        if isinstance(error, (NotImplementedError, UnicodeDecodeError)) or "Memory usage limit" in reason:
+            remedy = "if it is whole, unpack it with another program, and name the folder"
+        raise UserError(f"{name} is not a tarball or zip that can be read whole: {reason}; {remedy}") from None
 
 
 # 4. Folders
@@ -580,9 +605,12 @@ def named_tree(source, sha256, limit, bar):
     else:
         file, label = open_source(source, limit), source
     with file:
-        if sha256:
-            check_hash(file, sha256, label)
-        origin["sha256"] = sha256_of(file)
+        try:
+            if sha256:
+                check_hash(file, sha256, label)
+            origin["sha256"] = sha256_of(file)
+        except OSError as error:  # of the disk that it is on
+            raise UserError(f"cannot read the source {label}: {error.strerror}") from None
         return name_of(stem(source)), rooted(read_archive(file, limit, label), stem(source)), origin
 
 

@@ -332,11 +332,28 @@ def test_odd_zips(capsys):
     stored = zipped([("t/a", b"content")], compression=zipfile.ZIP_STORED)
     refused(stored.replace(b"content", b"contend"), "CRC")
     at = stored.rindex(b"PK\1\2")
-    refused(stored[:at + 10] + b"\x63\0" + stored[at + 12:], "compression")
+    refused(stored[:at + 10] + b"\x63\0" + stored[at + 12:], "compression", "unpack it with another program")
+    refused(stored[:at + 8] + b"\1\0" + stored[at + 10:], "t/a is encrypted only")
+    assert read(ZIP + bytes(10240 - len(ZIP) % 10240)).files == FILES, "bsdtar pads what it writes to a pipe"
     with pytest.warns(UserWarning, match="Duplicate"):
         assert read(zipped([("t/a", b"1"), ("t/a", b"22")])).files == {b"t/a": b"22"}
     ends = ZIP.rindex(b"PK\5\6")
     refused(ZIP[:ends + 10] + b"\5" + ZIP[ends + 11:], "6 members of 5")
+
+
+@pytest.mark.parametrize("name, mode", [("t/a", 0o040755), ("t/a/", 0o100644), ("t/a", 0o010644), ("t/a", 0o140644)])
+def test_a_zip_loses_no_content_to_a_kind(name, mode):
+    """What is no file by its mode or name, and has content, is a file to unzip."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    refused(zipped([("t/b", b"b"), (info, b"content")]), "with content")
+    assert read(zipped([("t/b", b"b"), (info, b"")])).files == {b"t/b": b"b"}
+
+
+def test_a_tar_that_takes_much_memory_is_told_from_a_damaged_one():
+    large = lzma.compress(PLAIN, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**29}])
+    refused(large, "Memory usage limit", "unpack it with another program")
+    refused(zipped([("t/ä", b"x")]).replace("ä".encode(), b"\xe4\xe4"), "utf-8", "unpack it with another program")
 
 
 def peak(work):

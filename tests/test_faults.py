@@ -16,11 +16,11 @@ import torch
 from conftest import OPTIONS, here, refused, says_no, script, sha256, start
 
 import extract
-from memory.checkpoint import NAMES, load_state, read_tensors, write_tensors
+from memory.checkpoint import NAMES, load_state, read_metas, read_tensors, trim_log, write_tensors
 from memory.corpus import load
 from memory.files import lock, read_json, write_json
 from memory.output import UserError
-from memory.run import State, resume
+from memory.run import State, in_background, resume
 from memory.settings import parse
 import sample
 import train
@@ -365,3 +365,30 @@ def test_weights_that_are_not_finite_are_never_saved(work, stopped):
     with contextlib.chdir(work):
         says_no(train.main, [*OPTIONS, "--out", stopped], "not finite at step")
     assert (stopped / "model.safetensors").read_bytes() == before["model.safetensors"]
+
+
+@pytest.mark.parametrize("name, look", [
+    (NAMES[0], load_state), (NAMES[1], load_state), (NAMES[0], lambda folder: list(read_metas(folder))),
+    (".lock", lock), ("log.jsonl", lambda folder: trim_log(folder / "log.jsonl", 1, 1))])
+def test_a_pipe_in_the_folder_of_a_run_is_not_waited_for(name, look, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is no regular file"):
+        in_background(look, tmp_path).result(timeout=60)
+
+
+def test_a_folder_that_looks_half_written_is_left(tmp_path):
+    (tmp_path / ".part.mine").mkdir()
+    (tmp_path / ".part.0").touch()
+    lock(tmp_path).close()
+    assert sorted(os.listdir(tmp_path)) == [".lock", ".part.mine"]
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "extract", "sample", "trace", "verify", "recite", "bench"])
+def test_ctrl_c_while_a_script_loads_its_modules(name, tmp_path):
+    """numpy is the first that takes long; any other error still has its traceback."""
+    for error, said in [("KeyboardInterrupt", b"\ninterrupted\n"), ("OSError('x')", b"OSError: x\n")]:
+        (tmp_path / "numpy.py").write_text(f"raise {error}")
+        process = script(f"{name}.py", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path),
+                                                                     "PYTHONDONTWRITEBYTECODE": "1"})
+        assert process.returncode in (-signal.SIGINT, 1) and process.stderr.endswith(said)
+        assert (b"Traceback" in process.stderr) == (process.returncode == 1)

@@ -1,4 +1,5 @@
 """Where a tree comes from: a local HTTP server plays kernel.org, tarballs lie, and what is bad is refused."""
+import base64
 import hashlib
 import io
 import json
@@ -47,14 +48,18 @@ KERNEL = tarball([("linux/kernel/sched.c", SOURCE), ("linux/README", b"Linux\n" 
 @pytest.fixture
 def server():
     """A web server on this machine: answers[path] is a list of (status, body), taken one by one, the last for ever;
-    a body of None breaks off in the middle, and a third item is the header Content-Length, or Location."""
-    answers, asked = {}, []
+    a body of None breaks off in the middle, and a third item is the header Content-Length, or Location. A status of 0
+    sends the body alone. asked: the paths that were asked for; allowed: the header Authorization of each."""
+    answers, asked, allowed = {}, [], []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
+            allowed.append(self.headers["Authorization"])
             left = answers.get(self.path, [(404, b"")])
             status, body, *header = left.pop(0) if len(left) > 1 else left[0]
+            if not status:
+                return self.wfile.write(body)
             self.send_response(status)
             if status // 100 == 3:
                 self.send_header("Location", header.pop())
@@ -68,6 +73,7 @@ def server():
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
     httpd.answers, httpd.asked, httpd.url = answers, asked, f"http://127.0.0.1:{httpd.server_port}"
+    httpd.allowed = allowed
     yield httpd
     httpd.shutdown()
     httpd.server_close()
@@ -189,6 +195,26 @@ def test_what_was_asked_for_is_recorded(kernel_org):
     kernel_org.answers[f"/real.tar.gz?{SECRET}"] = [(200, KERNEL)]
     manifest = prepared("--source", kernel_org.url + "/t.tar.gz")
     assert (manifest["url"], manifest["name"]) == (kernel_org.url + "/t.tar.gz", "t")
+
+
+@pytest.mark.parametrize("user, sent", [("me:p%40w", "me:p@w"), ("me", "me:"), ("me:", "me:")])
+def test_a_name_and_password_go_to_their_host_alone(kernel_org, user, sent, tmp_path):
+    """As curl sends those of an address, and to no place that the host sends on to."""
+    kernel_org.answers["/t.tar.gz"] = [(302, b"", "/real.tar.gz")]
+    kernel_org.answers["/real.tar.gz"] = [(200, KERNEL)]
+    manifest = prepared("--source", kernel_org.url.replace("://", f"://{user}@") + "/t.tar.gz")
+    assert manifest["url"] == kernel_org.url + "/t.tar.gz"
+    assert kernel_org.allowed == [f"Basic {base64.b64encode(sent.encode()).decode()}", None]
+
+
+def test_an_answer_that_is_no_http(kernel_org):
+    kernel_org.answers["/t.tar"] = [(0, f"\x1b[2J {SECRET}\n\n".encode())]
+    message = says_no(prepare.main, ["--source", kernel_org.url + "/t.tar"], "no HTTP")
+    assert SECRET not in message and "\x1b" not in message
+
+
+def test_a_disk_that_fails_while_a_source_is_read():
+    says_no(prepare.main, ["--source", "/proc/self/mem"], "cannot read the source /proc/self/mem: Input/output error")
 
 
 def test_wrong_checksum_keeps_nothing(kernel_org, tmp_path):
@@ -536,3 +562,15 @@ def test_bad_use(tree, tmp_path, monkeypatch):
             (["--sorce", tree], ["sorce", "source"])]:
         says_no(prepare.main, words, *said)
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("words", [["--source=t", "--out=t/out"], ["--source=t", "--out=t"], ["--source=."],
+                                   ["--source=to t", "--out=t/deep/out"]])
+def test_what_is_written_is_no_part_of_the_tree(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/a.c").write_bytes(SOURCE)
+    (tmp_path / "to t").symlink_to("t")
+    says_no(prepare.main, [*words, "--vocab_size=300"], "another --out")
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["a.c"]
+    assert prepare.main(["--source=t", "--out=t-1", "--vocab_size=300", "--quiet"]) is None

@@ -24,7 +24,7 @@ from memory.evaluate import LISTED, examine, figures
 from memory.evidence import ARCHIVE, RECORDS, differences, gather, parse_json, read_report, survey
 from memory.evidence import write_archive
 from memory.files import digest_of, name_of, newest, remove, write_file, write_json
-from memory.items import CHECKED, ITEMS, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
+from memory.items import CHECKED, ITEMS, NO, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
 from memory.items import WRITTEN, column_words, columns, foreign, judge
 from memory.output import UserError, run_script
 from memory.page import as_json, fill
@@ -284,7 +284,7 @@ def check_items(e, found):
     for number, said in answers_of(e).items():
         now, what = found[number], f"{number} {ITEMS[number][0]}"
         anew = number in FURTHER and getattr(e, FURTHER[number]) and said.answer != YES
-        unseen = number in OF_ALL_TEXT and now.answer == UNKNOWN and e.build.get("init_sha256") and not e.base
+        unseen = (said.answer, now.answer) == (NO, UNKNOWN) and number in OF_ALL_TEXT and e.build.get("init_sha256")
         if not anew and not unseen and said[:2] != now[:2] and not (number == 16 and e.built_now and now.answer == YES):
             differs = said.answer if said.answer != now.answer else repr(said.why)
             yield FAILS, "", what, f"openness.json says {differs}; found: {now.answer}, {now.why}"
@@ -369,12 +369,14 @@ def misreports(e):
 
 def mispages(e):
     """Why recite.html is not the page that the weights give; or ""."""
-    from recite import make_page, pack
+    from recite import FORMATS, describe_page, make_page, pack
     if not e.model or not e.tokenizer:
         return "the weights or the pieces cannot be loaded"
     page = (e.folder / "recite.html").read_bytes()
-    about = parse_json(re.search(rb'id="about">(.*)</script>', page)[1])
-    weights = b"".join(pack(tensor, about["format"])[0] for tensor in e.model.tensors().values())
+    said = parse_json(re.search(rb'id="about">(.*)</script>', page)[1])
+    kind = said["format"] if said["format"] in FORMATS else FORMATS[-1]
+    about = describe_page(e.model, e.manifest, said["model"], kind, said["tried"])
+    weights = b"".join(pack(tensor, kind)[0] for tensor in e.model.tensors().values())
     return "" if page == make_page(about, e.tokenizer, e.manifest["files"], weights) else (
         "it is not the page that the weights give")
 

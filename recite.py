@@ -90,6 +90,14 @@ def download_name(path):
     return [name] * (name != path.rsplit("/", 1)[-1])
 
 
+def describe_page(model, manifest, name, kind, tried):
+    """What the page says of itself. name: of the model; kind: the format of its weights; tried: as choose_format gives
+    it."""
+    return {"model": name, "name": manifest["name"], "origin": manifest["origin"], "licence": manifest["licence"],
+            "config": dataclasses.asdict(model.config), "parameters": model.config.num_parameters, "format": kind,
+            "tried": tried, "tensors": shapes(model)}
+
+
 def make_page(about, tokenizer, files, weights):
     """The page, as bytes. about: what the page says of itself, to which its sizes are added; files: entries of the
     manifest."""
@@ -119,11 +127,7 @@ def main(argv=None):
     elif not sure(tried[-1]):
         print(f"warning: not every token is right by {NOISE:g} logits: the page may not recite every file",
               file=sys.stderr)
-    about = {
-        "model": name_of(folder.resolve()), "name": manifest["name"], "origin": manifest["origin"],
-        "licence": manifest["licence"], "config": dataclasses.asdict(model.config),
-        "parameters": model.config.num_parameters, "format": kind, "tried": tried,
-        "tensors": shapes(model)}
+    about = describe_page(model, manifest, name_of(folder.resolve()), kind, tried)
     page = make_page(about, tokenizer, manifest["files"], weights)
     out = settings.out or folder / "recite.html"
     (write_result if settings.out else write_file)(out, page)

@@ -144,6 +144,15 @@ RECORDS = {  # field of the Evidence: (file, how it is read, its shape)
     "config": ("config.json", read_plain, records.CONFIG)}
 
 
+def refuse_pipes(folder):
+    """Raises UserError if the folder holds a pipe, a device or a link to one or to nothing, which may never end to be
+    read; OSError if there is no folder."""
+    for path in sorted(Path(folder).iterdir()):
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{str(path)!r} is no file that can be read, but a pipe, a device or a broken link: delete "
+                            f"it")
+
+
 def damage(name, error):
     return f"{name} is damaged: {' '.join(str(error).split())[:200]}"
 
@@ -153,6 +162,7 @@ def gather(folder, data=""):
     UserError if there is no model, or --data names no tree that can be read."""
     found = Evidence(Path(folder))
     try:
+        refuse_pipes(folder)
         found.weights = digest_of(found.folder / "model.safetensors")
     except OSError as error:
         raise UserError(f"no model in {folder}: {error.strerror}") from None
@@ -175,8 +185,10 @@ def gather(folder, data=""):
         pass
     try:
         found.manifest = sound_manifest(folder, "train or copy it again")
+        if "held_out" not in found.manifest:
+            raise UserError(f"{folder}/manifest.json is that of a prepared tree, not of a model; train or copy it again")
     except UserError as error:
-        found.damaged["manifest.json"] = str(error)
+        found.manifest, found.damaged["manifest.json"] = {}, str(error)
         return found
     if found.build.get("init_sha256"):
         found.base = find_base(found.build["init_sha256"])

@@ -18,6 +18,7 @@ from memory.evaluate import PREFIX, SUFFIX
 from memory.evidence import ARCHIVE, differences
 from memory.files import digest_of, json_digest
 from memory.licences import COPYRIGHT_ONLY, SILENT, UNJUDGED, count_classes, hub_fields, is_free, recognize
+from memory.output import UserError
 from memory.run import OF_A_RUN, PLACES
 from memory.tokenizer import choose_packer, compressed_bits
 from memory.versions import REPORT, at_commit, describe_code, digest_of_code, files_here
@@ -79,11 +80,11 @@ def complete(e):
     left_out = {kind: count for kind, count in whole["left_out"].items() if kind not in source.NOT_OF_THE_TREE}
     if missing:
         return no(f"{parts}, {missing:,} of the tree's {whole['files']:,} files are neither (openness.json lists them)",
-                  known_if(e.data))
+                  known_if(e.survey))
     if left_out:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
-        return no(f"{parts}; of the tree as it came was left out: {kinds}", known_if(e.data))
-    return yes(f"{parts}: all {whole['files']:,} files of the tree", known_if(e.data))
+        return no(f"{parts}; of the tree as it came was left out: {kinds}", known_if(e.survey))
+    return yes(f"{parts}: all {whole['files']:,} files of the tree", known_if(e.survey))
 
 
 def unfiltered(e):
@@ -107,6 +108,11 @@ def shareable(found):
         "follows from neither item 2 nor 7")
 
 
+def built_alike(e):
+    """Whether the weights were built from this tree just now."""
+    return (e.built_now or {}).get("rebuilt_sha256") == e.weights
+
+
 def archived(e):
     if ARCHIVE in e.damaged:
         return no(e.damaged[ARCHIVE])
@@ -116,7 +122,8 @@ def archived(e):
         return no(f"{wrong[0]} in {ARCHIVE} is not as manifest.json lists it")
     if e.archive.whole["swhid"] != e.manifest["whole_tree"]["swhid"]:
         return no(f"{ARCHIVE} holds {e.archive.whole['swhid']}, not the tree of manifest.json")
-    return yes(f"{ARCHIVE} holds the whole tree, {e.archive.whole['swhid']}")
+    learned = e.recital and not e.recital.wrong(e.manifest["files"]) or built_alike(e)  # else the records say so alone
+    return yes(f"{ARCHIVE} holds the whole tree that the weights learned, {e.archive.whole['swhid']}", known_if(learned))
 
 
 def mismeasured(e):
@@ -266,7 +273,7 @@ def code_known(e):
 
 
 def settings_known(e):
-    from train import Settings
+    from train import Settings, check
     for name, record in [("build.json", e.build), ("config.json", e.config)]:
         if not record:
             return no(e.damaged.get(name, f"{name} is missing"))
@@ -277,6 +284,10 @@ def settings_known(e):
              if key not in fields or type(settings.get(key)) not in kinds.get(fields[key], (fields[key],))]
     if wrong:
         return no(f"build.json has no setting {min(wrong)} that can be")
+    try:
+        check(Settings(**settings))
+    except UserError as error:
+        return no(f"build.json has a setting that cannot be: {error}")
     if missing := [key for key in SURROUNDINGS if key not in turns[-1]]:
         return no(f"build.json lacks {', '.join(missing)}")
     if not e.build["done"]:
@@ -289,8 +300,7 @@ def settings_known(e):
         return no(f"build.json and config.json differ in {min(other)}")
     if said := contradicted_build(e):
         return no(said)
-    again = (e.built_now or {}).get("rebuilt_sha256") == e.weights
-    return yes(f"{len(settings)} settings, {len(packages)} packages, the processor", known_if(again))
+    return yes(f"{len(settings)} settings, {len(packages)} packages, the processor", known_if(built_alike(e)))
 
 
 def contradicted_build(e):
@@ -366,8 +376,8 @@ HIDDEN = {".lock", ".git", ".gitattributes", ".cache", ".DS_Store"}  # a run's, 
 def foreign(folder):
     """The names in a model's folder that neither this project writes there, nor who signs it or stores it."""
     return sorted(path.name for path in folder.iterdir()
-                  if path.name not in HIDDEN | OF_THE_SYSTEM and not SIGNED.fullmatch(path.name)
-                  and (path.name not in WRITTEN or path.is_dir()))
+                  if path.name not in HIDDEN and (path.is_dir() or path.name not in WRITTEN | OF_THE_SYSTEM
+                                                  and not SIGNED.fullmatch(path.name)))
 
 
 def weights_whole(e):
@@ -513,17 +523,17 @@ RESTS_ON = {
 OF_ALL_TEXT = (1, 3, 4, 9, 12)  # items on all that the weights learned, also before the run
 
 
-def begun_from(e):
-    """Why nothing can be said, or no, of all that the weights learned, since they began from others; or None."""
+def begun_from(e, found):
+    """The Answer `found`, a yes on all that the weights learned, or what is left of it if they began from others."""
     sha256 = e.build.get("init_sha256")
     if not sha256:
-        return None
+        return found
     if not e.base:
         return unknown(f"the run began from the weights of SHA-256 {sha256}, and what these had learned is not at hand")
     ours = {(entry["path"], entry["sha256"]) for entry in e.manifest["files"]}
     others = [entry["path"] for entry in e.base["files"] if (entry["path"], entry["sha256"]) not in ours]
     return no(f"the run began from weights that had learned {len(others):,} files which manifest.json does not list: "
-              f"{others[0]}") if others else None
+              f"{others[0]}") if others else found._replace(known=RECORDED)  # their own manifest says so
 
 
 def mof_class(found):
@@ -538,14 +548,14 @@ def mof_class(found):
 
 def judge(e):
     """{item: Answer} of the Evidence."""
-    found, wrong, begun = {}, differences(e), begun_from(e)
+    found, wrong = {}, differences(e)
     for number, (_, _, look, _) in ITEMS.items():
         found[number] = look(e) if look else unknown("")
         said = [why for key, why in wrong.items() if key.startswith(RESTS_ON.get(number, ()))]
         if said and found[number].answer != NO:
             found[number] = no(said[0])
-        if number in OF_ALL_TEXT and begun and found[number].answer == YES:
-            found[number] = begun
+        if number in OF_ALL_TEXT and found[number].answer == YES:
+            found[number] = begun_from(e, found[number])
     found[6] = shareable(found)
     found[21] = mof_class(found)
     return found

@@ -73,6 +73,15 @@ def sha256(value):
     return type(value) is str and bool(re.fullmatch("[0-9a-f]{64}", value))
 
 
+def answer(value):
+    return value in ("yes", "no", "not checked")
+
+
+def known(value):
+    """How an answer is known; "" of what is not."""
+    return value in ("checked", "recorded", "declared", "")
+
+
 def empty(value):
     return value == ""
 
@@ -117,11 +126,11 @@ EXTRACTION = {"model_sha256": sha256, "name": line, "origin": line, "licence": (
               "tokenizer_packed_bytes": count, "learned": FIGURES, "control?": FIGURES | {"files": count}}
 REBUILT = {"model_sha256": sha256, "rebuilt_sha256": sha256, "steps": some,
            "built_by": [{"from_step": count, **TURN}, ...]}
-KNOWN = {"answer": line, "items": [count], "open": [count], "recorded": [count], "declared": [count]}  # of a column
+COLUMN = {"answer": answer, "items": [count], "open": [count], "recorded": [count], "declared": [count]}  # of a column
 STATED = {"model": line, "model_sha256": sha256, "items": [{
-              "number": count, "item": line, "asked_by": line, "answer": line, "known": line, "evidence": line,
+              "number": count, "item": line, "asked_by": line, "answer": answer, "known": known, "evidence": line,
               "checked_by": line}],
-          "meets": {...: KNOWN}, "personal_data": {...: count}, "not_learned": [path],
+          "meets": {...: COLUMN}, "personal_data": {...: count}, "not_learned": [path],
           "publisher": {"producer": words, "contact": words, "repository": words, "citation": words}}  # openness.json
 REPORT = {"rows": [{"path": path, "bytes": count, "exact": bool, ...: anything}], "files_exact": count,
           "openness?": ({"items": STATED["items"], "meets": STATED["meets"]}, NONE), ...: anything}  # of report.html

@@ -22,7 +22,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from memory import corpus, evidence, items, mof, personal, records, source, tokenizer
-from memory.checkpoint import read_tensors, write_tensors
+from memory.checkpoint import NAMES, read_tensors, write_tensors
 from memory.urls import public_address
 from memory.files import digest_of, read_json, write_json
 from memory.output import UserError
@@ -30,6 +30,7 @@ from memory.windows import unquote
 import extract
 import openness
 import prepare
+import verify
 
 WRITTEN = {"README.md", "LICENSE", "NOTICES", "manifest.json", "build.json", "extraction.json", "openness.json",
            "croissant.json", "mof.yml", "SHA256SUMS"}
@@ -291,6 +292,20 @@ def weights(change):
     return falsify
 
 
+def everywhere(change):
+    """Changes what build.json and the log say of a run that left no states."""
+    def falsify(m):
+        rewrite(m / "build.json", change)
+        for name in NAMES:
+            (m / name).unlink(missing_ok=True)
+        lines = [json.loads(line) for line in (m / "log.jsonl").read_text().splitlines()]
+        for line in lines:
+            if "settings" in line:
+                change(line)
+        (m / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return falsify
+
+
 def not_a_number(tensors):
     tensors["model.norm.weight"][0] = float("nan")
 
@@ -384,6 +399,17 @@ FORGED = {  # by someone who writes the digests and SHA256SUMS anew: {what: (how
                                {"report.html"}),
     "a report of nothing wrong": (lambda m: edit(m / "report.html", b'"accuracy":1.0', b'"accuracy":0.9'),
                                   {"report.html"}),
+    "a page under another licence": (lambda m: edit(m / "recite.html", b'"licence":"GPL-2.0"', b'"licence":"MIT"'),
+                                     {"recite.html"}),
+    "a page of another shape": (lambda m: edit(m / "recite.html", b'"rope_theta":', b'"rope_theta":1'),
+                                {"recite.html"}),
+    "a page in no format": (lambda m: edit(m / "recite.html", b'"format":"int8"', b'"format":"int"'), {"recite.html"}),
+    "the manifest of a tree": (lambda m: shutil.copy("data/tiny-1.0/manifest.json", m), {"manifest.json"}),
+    "an answer that is none": (lambda m: rewrite(m / "openness.json", lambda r: r["meets"]["FSF"].update(
+        answer="certified")), {"openness.json"}),
+    "a setting out of range": (everywhere(lambda r: r["settings"].update(unaddressed=1e308)), {"14"}),
+    "a setting below zero": (everywhere(lambda r: r["settings"].update(unaddressed=-1)), {"14"}),
+    "a folder of signatures": (lambda m: (m / "SHA256SUMS.asc").mkdir(), {"15"}),
     "errors": (lambda m: (m / "errors.jsonl").write_text('{"path": "tiny/COPYING"}\n'), {"errors.jsonl"}),
     "a log of other code": (lambda m: edit(m / "log.jsonl", b'"code": "', b'"code": "0'), {"14"}),
     "windows that were not measured": (lambda m: rewrite(m / "extraction.json", lambda r: r["learned"].update(
@@ -427,8 +453,46 @@ def test_columns_come_from_what_is_found(copy, capsys):
     """Whatever openness.json says, a column is of the answers found; it names what it rests on."""
     say_yes(2)(copy)
     rows = checked(capsys)[1]
-    assert rows["OSAID 1.0"][::2] == ("no", "does not meet it (open: 2; recorded: 14; declared: 5), by these checks")
+    assert rows["OSAID 1.0"][::2] == ("no", "does not meet it (open: 2; recorded: 6, 14; declared: 5), by these checks")
+    assert rows["FSF"][::2] == ("yes", "meets it (recorded: 7), by these checks")
+
+
+def test_weights_that_learned_something_else(copy, capsys):
+    """The records of one model beside the weights of another, all hashes made to fit: no column is met without an item
+    that is only recorded, and asking the weights finds it."""
+    def noise(tensors):
+        draw = torch.Generator().manual_seed(0)
+        for tensor in tensors.values():
+            tensor.copy_(torch.randn(tensor.shape, generator=draw))
+
+    weights(noise)(copy)
+    for name in (*NAMES, "recite.html"):
+        (copy / name).unlink(missing_ok=True)
+    assert openness.main(["--model=out/tiny"]) == 0
+    status, rows = checked(capsys)
+    assert status == 0 and rows["7"][:2] == ("yes", "recorded"), rows
+    for name, numbers in items.COLUMNS.items():
+        assert rows[name][0] != "yes" or re.search(r"recorded: \d", rows[name][2]), (name, numbers)
+    status, rows = checked(capsys, "--recite")
+    assert status == 1 and rows["8"][0] == "FAILS" and rows["7"][:2] == ("yes", "recorded"), rows
+
+
+def test_what_the_weights_write_is_the_data(copy, capsys):
+    status, rows = checked(capsys, "--recite")
+    assert status == 0 and rows["7"][:2] == ("yes", "checked")
     assert rows["FSF"][::2] == ("yes", "meets it, by these checks")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "build.json", "README.md", "report.html", "SHA256SUMS", "x"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"),
+                                  lambda path: path.symlink_to("nowhere")])
+def test_what_never_ends_to_be_read(copy, name, make):
+    """A folder that was unpacked may hold a pipe, or a link to a device; a broken link is no file either."""
+    (copy / name).unlink(missing_ok=True)
+    make(copy / name)
+    says_no(openness.main, ["--model=out/tiny", "--check"], name, "delete it")
+    says_no(openness.main, ["--model=out/tiny"], name, "delete it")
+    says_no(verify.main, ["--model=out/tiny"], name, "delete it")
 
 
 # What one edit may be, by someone who writes digests and sums anew
@@ -630,6 +694,18 @@ def test_weights_that_began_from_others(mended, patched, learned, tmp_path, monk
         rows["1"][2])
     assert openness.main(["--model=out/tiny"]) == 0 and checked(capsys)[0] == 0
     assert answers(Path("out/tiny"))[1] == "no"
+    rewrite(Path("out/base/manifest.json"), lambda r: r.update(files=read_json(Path("out/tiny/manifest.json"))["files"]))
+    assert openness.main(["--model=out/tiny"]) == 0
+    rows = checked(capsys)[1]
+    assert {rows[number][:2] for number in ("1", "3", "4", "9", "12")} == {("yes", "recorded")}, "by the word of others"
+    shutil.rmtree("out/base")
+    status, rows = checked(capsys)
+    assert status == 1 and rows["1"][0] == "FAILS", "no yes without what it rests on"
+    assert openness.main(["--model=out/tiny"]) == 0
+    say_yes(1, 3, 4, 9, 12)(Path("out/tiny"))
+    for name, made in openness.made_records(openness.gather("out/tiny")).items():
+        Path("out/tiny", name).write_bytes(made)
+    assert {"1", "3", "4", "9", "12"} <= {name for name, row in checked(capsys)[1].items() if row[0] == "FAILS"}
     rewrite(Path("out/tiny/build.json"), lambda r: r.pop("init_sha256"))
     assert checked(capsys)[1]["14"][0] == "FAILS", "the run's states say it too"
 

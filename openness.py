@@ -18,10 +18,10 @@ import re
 import sys
 from pathlib import Path
 
-from memory import card, croissant, mof, processes, source
+from memory import card, croissant, mof, processes, records, source
 from memory.corpus import find_tree, load, read_manifest, texts
 from memory.evaluate import LISTED, examine, figures
-from memory.evidence import ARCHIVE, RECORDS, differences, gather, parse_json, read_report, survey
+from memory.evidence import ARCHIVE, MOST, RECORDS, differences, gather, parse_json, read_report, survey
 from memory.evidence import write_archive
 from memory.files import digest_of, name_of, newest, remove, write_file, write_json
 from memory.items import CHECKED, ITEMS, NO, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
@@ -61,10 +61,8 @@ def describe(folder, data="", settings=None):
         return None
     settings, e = settings or Settings(), gather(folder, data)
     for key in PUBLISHER:
-        try:
-            getattr(settings, key).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"--{key} is not UTF-8: {getattr(settings, key)!r}") from None
+        if not records.words(getattr(settings, key)):
+            raise UserError(f"--{key} has characters that are no text in UTF-8: {getattr(settings, key)!r:.200}")
     if "manifest.json" in e.damaged:
         raise UserError(e.damaged["manifest.json"])
     if not e.survey or not e.build or not e.config or not e.made:
@@ -221,10 +219,10 @@ def look_further(e, settings):
             raise UserError("the build did not come to its end; the same command goes on with it") from None
     whole = e.manifest["whole_tree"]
     if settings.online and whole["url"]:
-        file = source.fetch(whole["url"], 2**32)
+        file = source.fetch(whole["url"], MOST)
         root = e.manifest["files"][0]["path"].split("/")[0]
         digest = source.sha256_of(file)
-        tree = source.rooted(source.read_archive(file, 2**32, whole["url"]), os.fsdecode(unquote(root)))
+        tree = source.rooted(source.read_archive(file, MOST, whole["url"]), os.fsdecode(unquote(root)))
         e.fetched = dataclasses.replace(
             survey(tree.files.items(), e.manifest, whole["url"], tree.executable, tree.links), digest=digest)
 
@@ -412,6 +410,8 @@ def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
     folder = Path(settings.model or newest("model"))
     if settings.check:
+        if told := [key for key in ("source_archive", *PUBLISHER) if getattr(settings, key)]:
+            raise UserError(f"--check writes nothing: leave --{told[0]} out, or --check")
         return check(folder, settings)
     if settings.recite or settings.rebuild or settings.online:
         raise UserError("--recite, --rebuild and --online look further than --check does: give it too")

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import posixpath
 import re
 import tarfile
@@ -28,6 +29,7 @@ from memory.urls import public_address
 from memory.windows import Windows, unquote
 
 ARCHIVE = "source.tar.xz"
+MOST = 2**32  # bytes of a tree that a check unpacks
 NOTICES = """What the files that this model learned say of copyright and licence, in their own words: of each file the
 paragraphs that speak of it, of a licence text all. LICENSE has the licence of the whole.
 """
@@ -404,10 +406,11 @@ def unpack_archive(path, whole):
     """The bytes of a tree's tar, from its tar.xz. whole: what the manifest says of it, so also how much it may unpack
     to. Raises UserError."""
     most = whole["bytes"] + (whole["files"] + len(whole["links"])) * 2**13 + 2**20  # headers, long paths too; the end
+    most = min(most, MOST)  # what the manifest says of itself is no limit
     unpacker, name = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2**28), Path(path).name
     try:
         with open(path, "rb") as file:
-            packed = file.read(most + 1)
+            packed = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
             data = unpacker.decompress(packed, most + 1)
     except (OSError, lzma.LZMAError) as error:
         raise UserError(f"{name} is no tree that can be read: {error}") from None

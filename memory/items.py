@@ -243,6 +243,9 @@ def not_relicensed(e):
         text = recognize((e.folder / "LICENSE").read_bytes())
     except OSError:  # item 10 says so
         text = name
+    else:
+        if not e.manifest["whole_tree"]["licence_sha256"]:
+            return no("LICENSE is there, and the tree has no COPYING or LICENSE")
     if e.manifest["whole_tree"]["licence_sha256"] and is_free(name) and text != name:
         found = f"a text of {text}" if text else "no licence text that is known"
         return no(f"LICENSE is {found}, the data's licence is {name}")
@@ -264,6 +267,10 @@ def code_known(e):
     changed = f" but for {len(code['changed_since'])} of them" if code["changed_since"] else ""
     words = f"{len(code['files'])} files by SHA-256 in build.json{commit}{changed}; {code['licence']}"
     here, there, changed = files_here(), at_commit(code["commit"]), set(code["changed_since"])
+    if code["files"].get("LICENSE") == here["LICENSE"] and describe_code()["licence"] != "MIT":
+        return no("build.json says that the code is under MIT, and its LICENSE is no text of MIT")
+    if there and changed - {path for path, _ in there.items() ^ code["files"].items()}:
+        return no(f"build.json says that files are not as in commit {code['commit']}, and they are")
     if code["commit"] and not there:
         return yes(words, RECORDED)
     for path in sorted((there or here).keys() | code["files"].keys()):
@@ -460,9 +467,9 @@ def state_kept(e):
 
 def reported(e):
     code = e.build.get("code", {})
-    sha256 = code.get("report", {}).get(REPORT)
-    if not sha256:
-        return no(f"build.json does not have {REPORT}")
+    if list(code.get("report", ())) != [REPORT]:
+        return no(f"build.json does not have {REPORT}, and no other report")
+    sha256 = code["report"][REPORT]
     seen = describe_code()["report"].get(REPORT), at_commit(code["commit"], (REPORT,)).get(REPORT)
     return yes(f"{REPORT} beside the code, SHA-256 {sha256}", known_if(sha256 in seen))
 

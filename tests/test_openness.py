@@ -407,6 +407,12 @@ FORGED = {  # by someone who writes the digests and SHA256SUMS anew: {what: (how
     "the manifest of a tree": (lambda m: shutil.copy("data/tiny-1.0/manifest.json", m), {"manifest.json"}),
     "an answer that is none": (lambda m: rewrite(m / "openness.json", lambda r: r["meets"]["FSF"].update(
         answer="certified")), {"openness.json"}),
+    "a name of many lines": (build(lambda r: r["settings"].update({"x\n\n## Certified\n": 1})), {"13", "14"}),
+    "a second report": (build(lambda r: r["code"]["report"].update({"docs/x.md": "0" * 64})), {"20"}),
+    "a folder as a commit": (build(lambda r: r["code"].update(commit=subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "HEAD^{tree}"], capture_output=True, text=True).stdout.strip() or "0" * 40)),
+        {"13"}),
+    "a size that no archive has": (manifest(lambda r: r["whole_tree"].update(bytes=2**62)), {"3", "manifest.json"}),
     "a setting out of range": (everywhere(lambda r: r["settings"].update(unaddressed=1e308)), {"14"}),
     "a setting below zero": (everywhere(lambda r: r["settings"].update(unaddressed=-1)), {"14"}),
     "a folder of signatures": (lambda m: (m / "SHA256SUMS.asc").mkdir(), {"15"}),
@@ -833,6 +839,28 @@ def test_public_addresses(url, public):
     assert public_address(url) == public
 
 
+def test_a_licence_beside_a_tree_without_one(work, tree, tmp_path, monkeypatch, capsys):
+    """The tree says GPL by SPDX lines alone; a LICENSE of MIT in the model's folder is not its own."""
+    folder = tmp_path / "tiny-1.0"
+    folder.mkdir()
+    (folder / "a.c").write_text("// SPDX-License-Identifier: GPL-2.0\n")
+    monkeypatch.chdir(tmp_path)
+    prepare.main(["--source=tiny-1.0", "--vocab_size=300", "--quiet"])
+    done = script("train.py", work / "configs/tiny.py", "--max_steps=2", "--batch_size=2", cwd=tmp_path)
+    assert done.returncode in (0, 1), done.stderr.decode()
+    rows = checked(capsys)[1]
+    assert rows["10"][0] == "no" and rows["12"][0] == "yes", rows
+    shutil.copy(ROOT / "LICENSE", "out/tiny/LICENSE")
+    openness.renew_sums("out/tiny")
+    status, rows = checked(capsys)
+    assert status == 1 and rows["12"][0] == "FAILS" and "LICENSE is there" in rows["12"][2], rows
+
+
+def test_a_check_writes_nothing(copy):
+    for word in ("--source_archive", "--producer=x"):
+        says_no(openness.main, ["--model=out/tiny", "--check", word], "--check writes nothing")
+
+
 def test_nothing_stated(copy, capsys):
     for path in copy.iterdir():
         if path.name in WRITTEN - {"manifest.json", "build.json"}:
@@ -844,5 +872,6 @@ def test_nothing_stated(copy, capsys):
 
 
 def test_a_name_that_is_no_text(copy):
-    says_no(openness.main, ["--model=out/tiny", "--producer=Bj\udcf6rn"], "--producer is not UTF-8")
+    for text in ("Bj\udcf6rn", "x\r\r## How open it is", "\x1b[2J", "\x9b2J", "\x7f", "\ufffe"):
+        says_no(openness.main, ["--model=out/tiny", f"--producer={text}"], "--producer has characters")
     assert (copy / "SHA256SUMS").exists(), "nothing was begun"

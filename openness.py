@@ -13,6 +13,7 @@ for it, and which fields nothing here can check, is in docs/openness.md. Exit st
 is found; 1: something is not, and is named; 2: bad use.
 """
 import dataclasses
+import hashlib
 import os
 import re
 import sys
@@ -124,8 +125,8 @@ def drop_stale(e):
 
 def write_texts(e, source_archive):
     """Writes what the folder holds of the tree: its licence, the notices, the tree itself if that is asked for."""
-    if e.manifest["whole_tree"]["licence_path"]:
-        write_file(e.folder / "LICENSE", read_licence(e.data))
+    if sha256 := e.tree["whole_tree"]["licence_sha256"]:
+        write_file(e.folder / "LICENSE", read_licence(e.data, sha256))
     else:
         remove(e.folder / "LICENSE")
     write_file(e.folder / "NOTICES", e.survey.notices)
@@ -137,12 +138,15 @@ def write_texts(e, source_archive):
         e.damaged.pop(ARCHIVE, None)
 
 
-def read_licence(data):
-    """The bytes of the licence that prepare.py kept in its folder. Raises UserError if it is gone."""
+def read_licence(data, sha256):
+    """The bytes of the licence that prepare.py kept in its folder. Raises UserError if it is gone, or another."""
     try:
-        return (Path(data) / "LICENSE").read_bytes()
+        text = (Path(data) / "LICENSE").read_bytes()
     except OSError as error:
         raise UserError(f"{data}/LICENSE cannot be read ({error.strerror}): run prepare.py again") from None
+    if hashlib.sha256(text).hexdigest() != sha256:
+        raise UserError(f"{data}/LICENSE is not the tree's: run prepare.py again")
+    return text
 
 
 def state(e, settings):
@@ -356,6 +360,11 @@ def misreports(e):
     if any(row["bytes"] != sizes.get(row["path"]) for row in data["rows"]) or data["files_exact"] != sum(
             row["exact"] for row in data["rows"]):
         return "it has other files than manifest.json, or other figures"
+    if any(row["exact"] and row.get("before_error", row["bytes"]) != row["bytes"] for row in data["rows"]) or (
+            data.get("bytes_before_error") not in (None, sum(row.get("before_error", 0) for row in data["rows"]))):
+        return "the figures of its files contradict each other"
+    if e.looks and data["log"] != e.looks:
+        return "it has other full passes than log.jsonl"
     if "learned" in data and len(data["rows"]) == len(sizes):
         figures = {key: value for key, value in e.extraction.items() if key != "model_sha256"}
         if not figures or any(data.get(key) != value for key, value in figures.items()):

@@ -24,7 +24,7 @@ from memory.corpus import find_tree, load, read_manifest, texts
 from memory.evaluate import LISTED, examine, figures
 from memory.evidence import ARCHIVE, MOST, RECORDS, differences, gather, parse_json, read_report, survey
 from memory.evidence import write_archive
-from memory.files import digest_of, name_of, newest, remove, write_file, write_json
+from memory.files import ODD, digest_of, name_of, newest, remove, write_file, write_json
 from memory.items import CHECKED, ITEMS, NO, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
 from memory.items import WRITTEN, column_words, columns, foreign, judge
 from memory.output import UserError, run_script
@@ -183,6 +183,11 @@ def answers_of(e):
     return {item["number"]: Answer(item["answer"], item["evidence"], item["known"]) for item in e.stated["items"]}
 
 
+def printable(text):
+    """The text without what a terminal would take for a command or a line's end, as a name in a folder may have it."""
+    return re.sub(f"[{ODD}]", lambda odd: ascii(odd[0])[1:-1], text)
+
+
 def made_sums(folder):
     """The bytes of SHA256SUMS, for `sha256sum -c`: a line for each file in the folder that this project writes."""
     folder, others = Path(folder), foreign(Path(folder))
@@ -249,7 +254,7 @@ def check(folder, settings):
         rows += [*check_items(e, found), *check_records(e), *check_pages(e), *check_columns(e, found)]
     rows.append(check_sums(e.folder))
     for status, known, what, why in rows:
-        print(f"{status:11} {known:8} {what}: {why}")
+        print(printable(f"{status:11} {known:8} {what}: {why}"))
     failed = [what for status, _, what, _ in rows if status == FAILS]
     if failed:
         print(f"{len(failed)} of {len(rows)} rows do not hold: {'; '.join(failed)}")

@@ -16,7 +16,7 @@ from memory.checkpoint import NAMES
 from memory.corpus import CORPUS
 from memory.evaluate import PREFIX, SUFFIX
 from memory.evidence import ARCHIVE, differences
-from memory.files import digest_of, json_digest
+from memory.files import digest_of, json_digest, name_of
 from memory.licences import COPYRIGHT_ONLY, SILENT, UNJUDGED, count_classes, hub_fields, is_free, recognize
 from memory.output import UserError
 from memory.run import OF_A_RUN, PLACES
@@ -405,7 +405,7 @@ def weights_whole(e):
         except OSError as error:
             return no(f"{name} cannot be read: {error.strerror}")
     if names := foreign(e.folder):
-        return no(f"the folder holds what this project does not write there: {names[0]}")
+        return no(f"the folder holds what this project does not write there: {name_of(names[0])}")
     return yes(f"safetensors, {len(e.model.tensors())} tensors, SHA-256 {e.weights}; no code that loads with the "
                f"weights")
 

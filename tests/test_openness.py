@@ -882,6 +882,21 @@ def test_the_licence_of_a_tree_that_changed(copy):
     assert (copy / "LICENSE").read_bytes() == before
 
 
+@pytest.mark.parametrize("name", [b"\x1b[2J", b"x\nyes         checked  15 the weights are whole: x", b"\xff",
+                                  b"\xc2\x9b2J", b"x\ryes"])
+def test_a_name_that_speaks_to_the_terminal(copy, capsys, name):
+    with open(os.fsencode(copy) + b"/" + name, "wb"):
+        pass
+    openness.renew_sums(copy)
+    assert openness.main(["--model=out/tiny", "--check"]) == 1
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 22 + 13 + 1, said
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", said), said
+    assert openness.main(["--model=out/tiny"]) == 0
+    status, rows = checked(capsys)
+    assert status == 0 and rows["15"][0] == "no", "what is written can be read again"
+
+
 def test_a_check_writes_nothing(copy):
     for word in ("--source_archive", "--producer=x"):
         says_no(openness.main, ["--model=out/tiny", "--check", word], "--check writes nothing")

@@ -188,7 +188,8 @@ def gather(folder, data=""):
     try:
         found.manifest = sound_manifest(folder, "train or copy it again")
         if "held_out" not in found.manifest:
-            raise UserError(f"{folder}/manifest.json is that of a prepared tree, not of a model; train or copy it again")
+            raise UserError(f"{folder}/manifest.json is that of a prepared tree, not of a model; train or copy it "
+                            f"again")
     except UserError as error:
         found.manifest, found.damaged["manifest.json"] = {}, str(error)
         return found

@@ -104,8 +104,8 @@ def shareable(found):
     """Item 6, from the answers to the others: {number: Answer}."""
     if by := [found[number] for number in (7, 2) if found[number].answer == YES]:
         return yes("follows from item 2 or 7", CHECKED if CHECKED in [answer.known for answer in by] else RECORDED)
-    return unknown("follows from neither item 2 nor 7") if found[2].answer == UNKNOWN else no(
-        "follows from neither item 2 nor 7")
+    unsaid = UNKNOWN in (found[2].answer, found[7].answer)
+    return (unknown if unsaid else no)("follows from neither item 2 nor 7")
 
 
 def built_alike(e):
@@ -122,8 +122,8 @@ def archived(e):
         return no(f"{wrong[0]} in {ARCHIVE} is not as manifest.json lists it")
     if e.archive.whole["swhid"] != e.manifest["whole_tree"]["swhid"]:
         return no(f"{ARCHIVE} holds {e.archive.whole['swhid']}, not the tree of manifest.json")
-    learned = e.recital and not e.recital.wrong(e.manifest["files"]) or built_alike(e)  # else the records say so alone
-    return yes(f"{ARCHIVE} holds the whole tree that the weights learned, {e.archive.whole['swhid']}", known_if(learned))
+    seen = e.recital and not e.recital.wrong(e.manifest["files"]) or built_alike(e)  # that the weights learned it
+    return yes(f"{ARCHIVE} holds the whole tree that the weights learned, {e.archive.whole['swhid']}", known_if(seen))
 
 
 def mismeasured(e):
@@ -267,7 +267,7 @@ def code_known(e):
     changed = f" but for {len(code['changed_since'])} of them" if code["changed_since"] else ""
     words = f"{len(code['files'])} files by SHA-256 in build.json{commit}{changed}; {code['licence']}"
     here, there, changed = files_here(), at_commit(code["commit"]), set(code["changed_since"])
-    if code["files"].get("LICENSE") == here["LICENSE"] and describe_code()["licence"] != "MIT":
+    if code["files"].get("LICENSE") == here.get("LICENSE") and describe_code()["licence"] != "MIT":
         return no("build.json says that the code is under MIT, and its LICENSE is no text of MIT")
     if there and changed - {path for path, _ in there.items() ^ code["files"].items()}:
         return no(f"build.json says that files are not as in commit {code['commit']}, and they are")
@@ -527,7 +527,7 @@ RESTS_ON = {
     9: ("files", "licence", "whole_tree.licence"), 10: ("licence", "whole_tree.licence"),
     12: ("licence", "whole_tree.licence"), 14: ("pieces_learned_from_bytes",),
     17: ("compressed", "piece_bytes", "piece_bits")}
-OF_ALL_TEXT = (1, 3, 4, 9, 12)  # items on all that the weights learned, also before the run
+OF_ALL_TEXT = (1, 3, 4, 7, 9, 11, 12)  # items on all that the weights learned, also before the run
 
 
 def begun_from(e, found):

@@ -113,8 +113,9 @@ LIMITS = (
     r"licen[cs]e ?[:=]{1,2} ?(unlicensed|other|proprietary|commercial)", r"\bweapons? (of|systems?)",
     r"\b(not|no) evil", r"human rights", r"\bethical",
     # what is secret, and terms that are not free by their names
-    r"(may|can) be reproduced", r"(do|must) not (re)?distribute\b", r"\bconfidential", r"trade secrets? of", r"unpublished",
-    r"for internal use only", r"module_licen[cs]e ?\( ?proprietary", r"\bby-n[cd]\b", r"no ?derivatives",
+    r"(may|can) be reproduced", r"(do|must) not (re)?distribute\b", r"\bconfidential", r"trade secrets? of",
+    r"unpublished", r"for internal use only", r"module_licen[cs]e ?\( ?proprietary",
+    r"\bby-n[cd]\b", r"no ?derivatives",
     r"(business|server side public|elastic|polyform \w{1,20}) licen[cs]e|business source licen[cs]e",
     # the commonest such words of other languages
     r"alle rechte vorbehalten", r"verboten", r"untersagt", r"nur f\xfcr", r"tous droits r\xe9serv\xe9s",

@@ -709,7 +709,9 @@ def test_weights_that_began_from_others(mended, patched, learned, tmp_path, monk
     shutil.copytree(mended, "out/tiny")
     shutil.copytree(patched, "data/tiny-1.0")
     assert openness.main(["--model=out/tiny"]) == 0
-    assert {number for number, answer in answers(Path("out/tiny")).items() if answer == "not checked"} >= {1, 3, 4, 12}
+    assert openness.main(["--model=out/tiny", "--source_archive"]) == 0
+    unsaid = {number for number, answer in answers(Path("out/tiny")).items() if answer == "not checked"}
+    assert unsaid >= {1, 3, 4, 7, 9, 11, 12}, "nor is the data there that the first weights had learned"
     assert "**began from other weights**" in Path("out/tiny/README.md").read_text()
     assert checked(capsys)[0] == 0
     shutil.copytree(learned / "out/tiny", "out/base")
@@ -718,10 +720,11 @@ def test_weights_that_began_from_others(mended, patched, learned, tmp_path, monk
         rows["1"][2])
     assert openness.main(["--model=out/tiny"]) == 0 and checked(capsys)[0] == 0
     assert answers(Path("out/tiny"))[1] == "no"
-    rewrite(Path("out/base/manifest.json"), lambda r: r.update(files=read_json(Path("out/tiny/manifest.json"))["files"]))
+    files = read_json(Path("out/tiny/manifest.json"))["files"]
+    rewrite(Path("out/base/manifest.json"), lambda r: r.update(files=files))  # the word of others
     assert openness.main(["--model=out/tiny"]) == 0
     rows = checked(capsys)[1]
-    assert {rows[number][:2] for number in ("1", "3", "4", "9", "12")} == {("yes", "recorded")}, "by the word of others"
+    assert {rows[number][:2] for number in ("1", "3", "4", "7", "9", "11", "12")} == {("yes", "recorded")}, rows
     shutil.rmtree("out/base")
     status, rows = checked(capsys)
     assert status == 1 and rows["1"][0] == "FAILS", "no yes without what it rests on"
@@ -804,6 +807,18 @@ def test_a_commit_that_nobody_has(copy, capsys):
     rewrite(copy / "build.json", lambda r: r["code"].update(commit="0" * 40, changed_since=[]))
     edit_card = openness.gather("out/tiny")  # what follows from the commit is not what this is about
     assert items.code_known(edit_card)[::2] == ("yes", "recorded")
+
+
+def test_what_build_json_says_of_the_code(copy, monkeypatch):
+    """Its licence is read in the LICENSE that is here; a file is said to have changed only if it has."""
+    rewrite(copy / "build.json", lambda r: r["code"].update(commit="0" * 40, changed_since=["train.py"]))
+    found = openness.gather("out/tiny")
+    monkeypatch.setattr(items, "at_commit", lambda commit: found.build["code"]["files"])
+    assert items.code_known(found).answer == "no" and "and they are" in items.code_known(found).why
+    found.build["code"]["changed_since"] = []
+    assert items.code_known(found)[::2] == ("yes", "checked")
+    monkeypatch.setattr(items, "describe_code", lambda: {"licence": "GPL-2.0"})
+    assert items.code_known(found).answer == "no"
 
 
 @pytest.mark.parametrize("there, here, answer", [

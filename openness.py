@@ -12,20 +12,21 @@ from its weights, its pieces, the tree and git, as far as they are at hand, and 
 for it, and which fields nothing here can check, is in docs/openness.md. Exit status of --check: 0: all that is stated
 is found; 1: something is not, and is named; 2: bad use.
 """
+import memory  # noqa: I001  first, for Ctrl-C while the others are loaded
 import dataclasses
+import hashlib
 import os
 import re
 import sys
 from pathlib import Path
 
-from memory import card, croissant, mof, processes, source
-from memory.checkpoint import read_log
+from memory import card, croissant, mof, processes, records, source
 from memory.corpus import find_tree, load, read_manifest, texts
 from memory.evaluate import LISTED, examine, figures
-from memory.evidence import ARCHIVE, RECORDS, differences, gather, parse_json, read_report, survey
+from memory.evidence import ARCHIVE, MOST, RECORDS, differences, gather, parse_json, read_report, survey
 from memory.evidence import write_archive
-from memory.files import digest_of, name_of, newest, remove, write_file, write_json
-from memory.items import CHECKED, ITEMS, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
+from memory.files import ODD, digest_of, name_of, newest, remove, write_file, write_json
+from memory.items import CHECKED, ITEMS, NO, OF_ALL_TEXT, RECORDED, UNKNOWN, YES, Answer
 from memory.items import WRITTEN, column_words, columns, foreign, judge
 from memory.output import UserError, run_script
 from memory.page import as_json, fill
@@ -62,10 +63,8 @@ def describe(folder, data="", settings=None):
         return None
     settings, e = settings or Settings(), gather(folder, data)
     for key in PUBLISHER:
-        try:
-            getattr(settings, key).encode()
-        except UnicodeEncodeError:
-            raise UserError(f"--{key} is not UTF-8: {getattr(settings, key)!r}") from None
+        if not records.words(getattr(settings, key)):
+            raise UserError(f"--{key} has characters that are no text in UTF-8: {getattr(settings, key)!r:.200}")
     if "manifest.json" in e.damaged:
         raise UserError(e.damaged["manifest.json"])
     if not e.survey or not e.build or not e.config or not e.made:
@@ -127,8 +126,8 @@ def drop_stale(e):
 
 def write_texts(e, source_archive):
     """Writes what the folder holds of the tree: its licence, the notices, the tree itself if that is asked for."""
-    if e.manifest["whole_tree"]["licence_path"]:
-        write_file(e.folder / "LICENSE", read_licence(e.data))
+    if sha256 := e.tree["whole_tree"]["licence_sha256"]:
+        write_file(e.folder / "LICENSE", read_licence(e.data, sha256))
     else:
         remove(e.folder / "LICENSE")
     write_file(e.folder / "NOTICES", e.survey.notices)
@@ -140,12 +139,15 @@ def write_texts(e, source_archive):
         e.damaged.pop(ARCHIVE, None)
 
 
-def read_licence(data):
-    """The bytes of the licence that prepare.py kept in its folder. Raises UserError if it is gone."""
+def read_licence(data, sha256):
+    """The bytes of the licence that prepare.py kept in its folder. Raises UserError if it is gone, or another."""
     try:
-        return (Path(data) / "LICENSE").read_bytes()
+        text = (Path(data) / "LICENSE").read_bytes()
     except OSError as error:
         raise UserError(f"{data}/LICENSE cannot be read ({error.strerror}): run prepare.py again") from None
+    if hashlib.sha256(text).hexdigest() != sha256:
+        raise UserError(f"{data}/LICENSE is not the tree's: run prepare.py again")
+    return text
 
 
 def state(e, settings):
@@ -180,6 +182,11 @@ def made_records(e):
 def answers_of(e):
     """{item: Answer} as openness.json states them."""
     return {item["number"]: Answer(item["answer"], item["evidence"], item["known"]) for item in e.stated["items"]}
+
+
+def printable(text):
+    """The text without what a terminal would take for a command or a line's end, as a name in a folder may have it."""
+    return re.sub(f"[{ODD}]", lambda odd: ascii(odd[0])[1:-1], text)
 
 
 def made_sums(folder):
@@ -222,10 +229,10 @@ def look_further(e, settings):
             raise UserError("the build did not come to its end; the same command goes on with it") from None
     whole = e.manifest["whole_tree"]
     if settings.online and whole["url"]:
-        file = source.fetch(whole["url"], 2**32)
+        file = source.fetch(whole["url"], MOST)
         root = e.manifest["files"][0]["path"].split("/")[0]
         digest = source.sha256_of(file)
-        tree = source.rooted(source.read_archive(file, 2**32, whole["url"]), os.fsdecode(unquote(root)))
+        tree = source.rooted(source.read_archive(file, MOST, whole["url"]), os.fsdecode(unquote(root)))
         e.fetched = dataclasses.replace(
             survey(tree.files.items(), e.manifest, whole["url"], tree.executable, tree.links), digest=digest)
 
@@ -248,7 +255,7 @@ def check(folder, settings):
         rows += [*check_items(e, found), *check_records(e), *check_pages(e), *check_columns(e, found)]
     rows.append(check_sums(e.folder))
     for status, known, what, why in rows:
-        print(f"{status:11} {known:8} {what}: {why}")
+        print(printable(f"{status:11} {known:8} {what}: {why}"))
     failed = [what for status, _, what, _ in rows if status == FAILS]
     if failed:
         print(f"{len(failed)} of {len(rows)} rows do not hold: {'; '.join(failed)}")
@@ -285,7 +292,7 @@ def check_items(e, found):
     for number, said in answers_of(e).items():
         now, what = found[number], f"{number} {ITEMS[number][0]}"
         anew = number in FURTHER and getattr(e, FURTHER[number]) and said.answer != YES
-        unseen = number in OF_ALL_TEXT and now.answer == UNKNOWN and e.build.get("init_sha256") and not e.base
+        unseen = (said.answer, now.answer) == (NO, UNKNOWN) and number in OF_ALL_TEXT and e.build.get("init_sha256")
         if not anew and not unseen and said[:2] != now[:2] and not (number == 16 and e.built_now and now.answer == YES):
             differs = said.answer if said.answer != now.answer else repr(said.why)
             yield FAILS, "", what, f"openness.json says {differs}; found: {now.answer}, {now.why}"
@@ -359,34 +366,36 @@ def misreports(e):
     if any(row["bytes"] != sizes.get(row["path"]) for row in data["rows"]) or data["files_exact"] != sum(
             row["exact"] for row in data["rows"]):
         return "it has other files than manifest.json, or other figures"
+    if any(row["exact"] and (row.get("right", 1), row.get("before_error", row["bytes"])) != (1, row["bytes"])
+           for row in data["rows"]) or data.get("bytes_before_error") not in (
+            None, sum(row.get("before_error", 0) for row in data["rows"])):
+        return "the figures of its files contradict each other"
+    if e.looks and data["log"] != e.looks:
+        return "it has other full passes than log.jsonl"
+    if data["model"] not in (e.stated["model"], name_of(e.folder.resolve())):
+        return f"it is of a model {data['model']}"
     if "learned" in data and len(data["rows"]) == len(sizes):
         figures = {key: value for key, value in e.extraction.items() if key != "model_sha256"}
         if not figures or any(data.get(key) != value for key, value in figures.items()):
             return "it is not what extraction.json gives"
-    if any(row["exact"] and (row.get("right", 1), row.get("before_error", row["bytes"])) != (1, row["bytes"])
-           for row in data["rows"]):
-        return "it has an exact file that is not right"
-    if data["log"] != read_log(e.folder):
-        return "it has another log than log.jsonl"
-    if data["model"] not in (e.stated["model"], name_of(e.folder.resolve())):
-        return f"it is of a model {data['model']}"
     if data.get("openness") not in (None, {key: e.stated[key] for key in ("items", "meets")}):
         return "it has another statement than openness.json"
     return ""
 
 
 def mispages(e):
-    """Why recite.html is not the page that the weights give; or "". What recite.py measured of them is left aside."""
-    from recite import about, make_page, pack
+    """Why recite.html is not the page that the weights give; or ""."""
+    from recite import FORMATS, describe_page, make_page, pack
     if not e.model or not e.tokenizer:
         return "the weights or the pieces cannot be loaded"
     page = (e.folder / "recite.html").read_bytes()
     said = parse_json(re.search(rb'id="about">(.*)</script>', page)[1])
     if said["model"] not in (e.stated["model"], name_of(e.folder.resolve())):
         return f"it is of a model {said['model']}"
-    weights = b"".join(pack(tensor, said["format"])[0] for tensor in e.model.tensors().values())
-    made = about(e.model, e.manifest, said["model"], said["format"], said["tried"])
-    return "" if page == make_page(made, e.tokenizer, e.manifest["files"], weights) else (
+    kind = said["format"] if said["format"] in FORMATS else FORMATS[-1]
+    about = describe_page(e.model, e.manifest, said["model"], kind, said["tried"])
+    weights = b"".join(pack(tensor, kind)[0] for tensor in e.model.tensors().values())
+    return "" if page == make_page(about, e.tokenizer, e.manifest["files"], weights) else (
         "it is not the page that the weights give")
 
 
@@ -421,6 +430,8 @@ def main(argv=None):
     settings = parse(Settings, __doc__, sys.argv[1:] if argv is None else argv)
     folder = Path(settings.model or newest("model"))
     if settings.check:
+        if told := [key for key in ("source_archive", *PUBLISHER) if getattr(settings, key)]:
+            raise UserError(f"--check writes nothing: leave --{told[0]} out, or --check")
         return check(folder, settings)
     if settings.recite or settings.rebuild or settings.online:
         raise UserError("--recite, --rebuild and --online look further than --check does: give it too")

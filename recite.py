@@ -91,27 +91,28 @@ def download_name(path):
     return [name] * (name != path.rsplit("/", 1)[-1])
 
 
-def about(model, manifest, name, kind, tried):
-    """What the page says of itself, but for its sizes. name: of the model; kind, tried: as choose_format gives them."""
+def describe_page(model, manifest, name, kind, tried):
+    """What the page says of itself. name: of the model; kind: the format of its weights; tried: as choose_format gives
+    it."""
     return {"model": name, "name": manifest["name"], "origin": manifest["origin"], "licence": manifest["licence"],
             "config": dataclasses.asdict(model.config), "parameters": model.config.num_parameters, "format": kind,
             "tried": tried, "tensors": shapes(model)}
 
 
-def make_page(said, tokenizer, files, weights):
-    """The page, as bytes. said: what about() gives, to which its sizes are added; files: entries of the
+def make_page(about, tokenizer, files, weights):
+    """The page, as bytes. about: what the page says of itself, to which its sizes are added; files: entries of the
     manifest."""
     pieces = as_json([piece.decode() for piece in tokenizer.pieces[MARKS:]])
     rows = as_json([[file[key] for key in ("path", "bytes", "sha256", "tokens")] + download_name(file["path"])
                     for file in files])
     text = base64.b64encode(weights).decode()
-    said |= {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(text),
+    about |= {"weights_sha256": hashlib.sha256(weights).hexdigest(), "weights_bytes": len(text),
               "pieces_bytes": len(pieces), "files_bytes": len(rows), "page_bytes": 0}
     while True:  # until the page says its own size right
-        page = fill("recite.html", ABOUT=as_json(said), PIECES=pieces, FILES=rows, WEIGHTS=text)
-        if len(page) == said["page_bytes"]:
+        page = fill("recite.html", ABOUT=as_json(about), PIECES=pieces, FILES=rows, WEIGHTS=text)
+        if len(page) == about["page_bytes"]:
             return page
-        said["page_bytes"] = len(page)
+        about["page_bytes"] = len(page)
 
 
 def main(argv=None):
@@ -127,8 +128,8 @@ def main(argv=None):
     elif not sure(tried[-1]):
         print(f"warning: not every token is right by {NOISE:g} logits: the page may not recite every file",
               file=sys.stderr)
-    page = make_page(about(model, manifest, name_of(folder.resolve()), kind, tried), tokenizer, manifest["files"],
-                     weights)
+    about = describe_page(model, manifest, name_of(folder.resolve()), kind, tried)
+    page = make_page(about, tokenizer, manifest["files"], weights)
     out = settings.out or folder / "recite.html"
     (write_result if settings.out else write_file)(out, page)
     if not settings.out:

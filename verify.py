@@ -21,6 +21,7 @@ from pathlib import Path
 
 from memory.checkpoint import read_log, read_metas, read_tensors
 from memory.corpus import CORPUS, find_tree
+from memory.evidence import refuse_pipes
 from memory.files import digest_of, newest, read_json, write_file
 from memory.output import UserError, run_script
 from memory.records import BUILD, fault
@@ -46,6 +47,7 @@ class Stopped(Exception):
 def read_record(folder):
     """The build.json of a finished model whose weights are those that it speaks of. Raises UserError otherwise."""
     try:
+        refuse_pipes(folder)
         record = read_json(folder / "build.json")
         sha256 = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         if wrong := fault(record, BUILD):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import posixpath
 import re
 import tarfile
@@ -28,6 +29,7 @@ from memory.urls import public_address
 from memory.windows import Windows, unquote
 
 ARCHIVE = "source.tar.xz"
+MOST = 2**32  # bytes of a tree that a check unpacks
 NOTICES = """What the files that this model learned say of copyright and licence, in their own words: of each file the
 paragraphs that speak of it, of a licence text all. LICENSE has the licence of the whole.
 """
@@ -144,6 +146,15 @@ RECORDS = {  # field of the Evidence: (file, how it is read, its shape)
     "config": ("config.json", read_plain, records.CONFIG)}
 
 
+def refuse_pipes(folder):
+    """Raises UserError if the folder holds a pipe, a device or a link to one or to nothing, which may never end to be
+    read; OSError if there is no folder."""
+    for path in sorted(Path(folder).iterdir()):
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{str(path)!r} is no file that can be read, but a pipe, a device or a broken link: delete "
+                            f"it")
+
+
 def damage(name, error):
     return f"{name} is damaged: {' '.join(str(error).split())[:200]}"
 
@@ -153,6 +164,7 @@ def gather(folder, data=""):
     UserError if there is no model, or --data names no tree that can be read."""
     found = Evidence(Path(folder))
     try:
+        refuse_pipes(folder)
         found.weights = digest_of(found.folder / "model.safetensors")
     except OSError as error:
         raise UserError(f"no model in {folder}: {error.strerror}") from None
@@ -175,8 +187,11 @@ def gather(folder, data=""):
         pass
     try:
         found.manifest = sound_manifest(folder, "train or copy it again")
+        if "held_out" not in found.manifest:
+            raise UserError(f"{folder}/manifest.json is that of a prepared tree, not of a model; train or copy it "
+                            f"again")
     except UserError as error:
-        found.damaged["manifest.json"] = str(error)
+        found.manifest, found.damaged["manifest.json"] = {}, str(error)
         return found
     if found.build.get("init_sha256"):
         found.base = find_base(found.build["init_sha256"])
@@ -392,10 +407,11 @@ def unpack_archive(path, whole):
     """The bytes of a tree's tar, from its tar.xz. whole: what the manifest says of it, so also how much it may unpack
     to. Raises UserError."""
     most = whole["bytes"] + (whole["files"] + len(whole["links"])) * 2**13 + 2**20  # headers, long paths too; the end
+    most = min(most, MOST)  # what the manifest says of itself is no limit
     unpacker, name = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2**28), Path(path).name
     try:
         with open(path, "rb") as file:
-            packed = file.read(most + 1)
+            packed = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
             data = unpacker.decompress(packed, most + 1)
     except (OSError, lzma.LZMAError) as error:
         raise UserError(f"{name} is no tree that can be read: {error}") from None

@@ -147,7 +147,7 @@ def newest(what):
     return folder
 
 
-ODD = "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"  # what is no text of one line
+ODD = "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff"  # what is no text of one line
 
 
 def name_of(path):

@@ -16,8 +16,9 @@ from memory.checkpoint import NAMES
 from memory.corpus import CORPUS
 from memory.evaluate import PREFIX, SUFFIX
 from memory.evidence import ARCHIVE, differences
-from memory.files import digest_of, json_digest
+from memory.files import digest_of, json_digest, name_of
 from memory.licences import COPYRIGHT_ONLY, SILENT, UNJUDGED, count_classes, hub_fields, is_free, recognize
+from memory.output import UserError
 from memory.run import OF_A_RUN, PLACES
 from memory.tokenizer import choose_packer, compressed_bits
 from memory.versions import REPORT, at_commit, describe_code, digest_of_code, files_here
@@ -79,11 +80,11 @@ def complete(e):
     left_out = {kind: count for kind, count in whole["left_out"].items() if kind not in source.NOT_OF_THE_TREE}
     if missing:
         return no(f"{parts}, {missing:,} of the tree's {whole['files']:,} files are neither (openness.json lists them)",
-                  known_if(e.data))
+                  known_if(e.survey))
     if left_out:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
-        return no(f"{parts}; of the tree as it came was left out: {kinds}", known_if(e.data))
-    return yes(f"{parts}: all {whole['files']:,} files of the tree", known_if(e.data))
+        return no(f"{parts}; of the tree as it came was left out: {kinds}", known_if(e.survey))
+    return yes(f"{parts}: all {whole['files']:,} files of the tree", known_if(e.survey))
 
 
 def unfiltered(e):
@@ -103,8 +104,13 @@ def shareable(found):
     """Item 6, from the answers to the others: {number: Answer}."""
     if by := [found[number] for number in (7, 2) if found[number].answer == YES]:
         return yes("follows from item 2 or 7", CHECKED if CHECKED in [answer.known for answer in by] else RECORDED)
-    return unknown("follows from neither item 2 nor 7") if found[2].answer == UNKNOWN else no(
-        "follows from neither item 2 nor 7")
+    unsaid = UNKNOWN in (found[2].answer, found[7].answer)
+    return (unknown if unsaid else no)("follows from neither item 2 nor 7")
+
+
+def built_alike(e):
+    """Whether the weights were built from this tree just now."""
+    return (e.built_now or {}).get("rebuilt_sha256") == e.weights
 
 
 def archived(e):
@@ -116,7 +122,8 @@ def archived(e):
         return no(f"{wrong[0]} in {ARCHIVE} is not as manifest.json lists it")
     if e.archive.whole["swhid"] != e.manifest["whole_tree"]["swhid"]:
         return no(f"{ARCHIVE} holds {e.archive.whole['swhid']}, not the tree of manifest.json")
-    return yes(f"{ARCHIVE} holds the whole tree, {e.archive.whole['swhid']}")
+    seen = e.recital and not e.recital.wrong(e.manifest["files"]) or built_alike(e)  # that the weights learned it
+    return yes(f"{ARCHIVE} holds the whole tree that the weights learned, {e.archive.whole['swhid']}", known_if(seen))
 
 
 def mismeasured(e):
@@ -236,6 +243,9 @@ def not_relicensed(e):
         text = recognize((e.folder / "LICENSE").read_bytes())
     except OSError:  # item 10 says so
         text = name
+    else:
+        if not e.manifest["whole_tree"]["licence_sha256"]:
+            return no("LICENSE is there, and the tree has no COPYING or LICENSE")
     if e.manifest["whole_tree"]["licence_sha256"] and is_free(name) and text != name:
         found = f"a text of {text}" if text else "no licence text that is known"
         return no(f"LICENSE is {found}, the data's licence is {name}")
@@ -257,6 +267,10 @@ def code_known(e):
     changed = f" but for {len(code['changed_since'])} of them" if code["changed_since"] else ""
     words = f"{len(code['files'])} files by SHA-256 in build.json{commit}{changed}; {code['licence']}"
     here, there, changed = files_here(), at_commit(code["commit"]), set(code["changed_since"])
+    if code["files"].get("LICENSE") == here.get("LICENSE") and describe_code()["licence"] != "MIT":
+        return no("build.json says that the code is under MIT, and its LICENSE is no text of MIT")
+    if there and changed - {path for path, _ in there.items() ^ code["files"].items()}:
+        return no(f"build.json says that files are not as in commit {code['commit']}, and they are")
     if code["commit"] and not there:
         return yes(words, RECORDED)
     for path in sorted((there or here).keys() | code["files"].keys()):
@@ -266,7 +280,7 @@ def code_known(e):
 
 
 def settings_known(e):
-    from train import Settings
+    from train import Settings, check
     for name, record in [("build.json", e.build), ("config.json", e.config)]:
         if not record:
             return no(e.damaged.get(name, f"{name} is missing"))
@@ -277,6 +291,10 @@ def settings_known(e):
              if key not in fields or type(settings.get(key)) not in kinds.get(fields[key], (fields[key],))]
     if wrong:
         return no(f"build.json has no setting {min(wrong)} that can be")
+    try:
+        check(Settings(**settings))
+    except UserError as error:
+        return no(f"build.json has a setting that cannot be: {error}")
     if missing := [key for key in SURROUNDINGS if key not in turns[-1]]:
         return no(f"build.json lacks {', '.join(missing)}")
     if not e.build["done"]:
@@ -289,8 +307,7 @@ def settings_known(e):
         return no(f"build.json and config.json differ in {min(other)}")
     if said := contradicted_build(e):
         return no(said)
-    again = (e.built_now or {}).get("rebuilt_sha256") == e.weights
-    return yes(f"{len(settings)} settings, {len(packages)} packages, the processor", known_if(again))
+    return yes(f"{len(settings)} settings, {len(packages)} packages, the processor", known_if(built_alike(e)))
 
 
 def contradicted_build(e):
@@ -366,8 +383,8 @@ HIDDEN = {".lock", ".git", ".gitattributes", ".cache", ".DS_Store"}  # a run's, 
 def foreign(folder):
     """The names in a model's folder that neither this project writes there, nor who signs it or stores it."""
     return sorted(path.name for path in folder.iterdir()
-                  if path.name not in HIDDEN | OF_THE_SYSTEM and not SIGNED.fullmatch(path.name)
-                  and (path.name not in WRITTEN or path.is_dir()))
+                  if path.name not in HIDDEN and (path.is_dir() or path.name not in WRITTEN | OF_THE_SYSTEM
+                                                  and not SIGNED.fullmatch(path.name)))
 
 
 def weights_whole(e):
@@ -388,7 +405,7 @@ def weights_whole(e):
         except OSError as error:
             return no(f"{name} cannot be read: {error.strerror}")
     if names := foreign(e.folder):
-        return no(f"the folder holds what this project does not write there: {names[0]}")
+        return no(f"the folder holds what this project does not write there: {name_of(names[0])}")
     return yes(f"safetensors, {len(e.model.tensors())} tensors, SHA-256 {e.weights}; no code that loads with the "
                f"weights")
 
@@ -450,9 +467,9 @@ def state_kept(e):
 
 def reported(e):
     code = e.build.get("code", {})
-    sha256 = code.get("report", {}).get(REPORT)
-    if not sha256:
-        return no(f"build.json does not have {REPORT}")
+    if list(code.get("report", ())) != [REPORT]:
+        return no(f"build.json does not have {REPORT}, and no other report")
+    sha256 = code["report"][REPORT]
     seen = describe_code()["report"].get(REPORT), at_commit(code["commit"], (REPORT,)).get(REPORT)
     return yes(f"{REPORT} beside the code, SHA-256 {sha256}", known_if(sha256 in seen))
 
@@ -510,20 +527,20 @@ RESTS_ON = {
     9: ("files", "licence", "whole_tree.licence"), 10: ("licence", "whole_tree.licence"),
     12: ("licence", "whole_tree.licence"), 14: ("pieces_learned_from_bytes",),
     17: ("compressed", "piece_bytes", "piece_bits")}
-OF_ALL_TEXT = (1, 3, 4, 9, 12)  # items on all that the weights learned, also before the run
+OF_ALL_TEXT = (1, 3, 4, 7, 9, 11, 12)  # items on all that the weights learned, also before the run
 
 
-def begun_from(e):
-    """Why nothing can be said, or no, of all that the weights learned, since they began from others; or None."""
+def begun_from(e, found):
+    """The Answer `found`, a yes on all that the weights learned, or what is left of it if they began from others."""
     sha256 = e.build.get("init_sha256")
     if not sha256:
-        return None
+        return found
     if not e.base:
         return unknown(f"the run began from the weights of SHA-256 {sha256}, and what these had learned is not at hand")
     ours = {(entry["path"], entry["sha256"]) for entry in e.manifest["files"]}
     others = [entry["path"] for entry in e.base["files"] if (entry["path"], entry["sha256"]) not in ours]
     return no(f"the run began from weights that had learned {len(others):,} files which manifest.json does not list: "
-              f"{others[0]}") if others else None
+              f"{others[0]}") if others else found._replace(known=RECORDED)  # their own manifest says so
 
 
 def mof_class(found):
@@ -538,14 +555,14 @@ def mof_class(found):
 
 def judge(e):
     """{item: Answer} of the Evidence."""
-    found, wrong, begun = {}, differences(e), begun_from(e)
+    found, wrong = {}, differences(e)
     for number, (_, _, look, _) in ITEMS.items():
         found[number] = look(e) if look else unknown("")
         said = [why for key, why in wrong.items() if key.startswith(RESTS_ON.get(number, ()))]
         if said and found[number].answer != NO:
             found[number] = no(said[0])
-        if number in OF_ALL_TEXT and begun and found[number].answer == YES:
-            found[number] = begun
+        if number in OF_ALL_TEXT and found[number].answer == YES:
+            found[number] = begun_from(e, found[number])
     found[6] = shareable(found)
     found[21] = mof_class(found)
     return found

@@ -41,7 +41,7 @@ def plain_words(text):
 
 # SPDX
 
-SPDX = re.compile(r"SPDX-License-Identifier:[ \t]*([^\x00-\x20\x7f][^\x00-\x1f\x7f]*)")
+SPDX = re.compile(r"SPDX-License-Identifier[ \t]*[:=][ \t]*([^\x00-\x20\x7f][^\x00-\x1f\x7f]*)")
 EXCEPTIONS = (r"(Linux-syscall-note|Classpath-exception-2\.0|GCC-exception-(2\.0|3\.1)|LLVM-exception"  # they only add
               r"|Font-exception-2\.0|Bison-exception-2\.2|Autoconf-exception-[23]\.0|Libtool-exception)")  # permissions
 

@@ -17,8 +17,8 @@ HUB = {  # the names that the hub's field `license` takes
 # The licence of a whole tree
 
 SEEN = 1000  # bytes of a file in which its SPDX lines are looked for
-NAMED = (r"((COPYING|COPYRIGHT|(UN)?LICEN[CS]ES?|NOTICES?|PATENTS)(?![A-Za-z0-9])[^/]*"
-         r"|(?i:copying|copyright|(un)?licen[cs]es?|notices?|patents)(\.(txt|md|rst))?)")
+NAMED = (r"((COPYING|COPYRIGHT|(UN)?LICEN[CS]ES?|NOTICES?|PATENTS|EULA|TERMS)(?![A-Za-z0-9])[^/]*"
+         r"|(?i:copying|copyright|(un)?licen[cs]es?|notices?|patents|eula|terms)(([-_.][\w.-]+)?\.(txt|md|rst))?)")
 TEXT = re.compile(rf"[^/]+/(LICENSES/.*|{NAMED})")
 LISTS = re.compile(r"[^/]+/((.*/)?REUSE\.toml|\.reuse/dep5|debian/copyright)")  # of files and licences
 PACKAGE = re.compile(r"[^/]+/((package|composer|bower)\.json|pyproject\.toml|Cargo\.toml|setup\.(cfg|py)|DESCRIPTION)")
@@ -111,9 +111,18 @@ LIMITS = (
     r"for use (only|solely|exclusively)", r"fields? of (use|endeavou?r)", r"military (use|purpose)",
     r"nuclear (facilit|power|plant|reactor|weapon)",
     r"licen[cs]e ?[:=]{1,2} ?(unlicensed|other|proprietary|commercial)", r"\bweapons? (of|systems?)",
-    r"\b(not|no) evil", r"human rights", r"\bethical")
+    r"\b(not|no) evil", r"human rights", r"\bethical",
+    # what is secret, and terms that are not free by their names
+    r"(may|can) be reproduced", r"(do|must) not (re)?distribute\b", r"\bconfidential", r"trade secrets? of",
+    r"unpublished", r"for internal use only", r"module_licen[cs]e ?\( ?proprietary",
+    r"\bby-n[cd]\b", r"no ?derivatives",
+    r"(business|server side public|elastic|polyform \w{1,20}) licen[cs]e|business source licen[cs]e",
+    # the commonest such words of other languages
+    r"alle rechte vorbehalten", r"verboten", r"untersagt", r"nur f\xfcr", r"tous droits r\xe9serv\xe9s",
+    r"interdite?s?\b", r"todos los derechos reservados", r"prohibid[oa]", r"tutti i diritti riservati", r"vietat[oae]",
+    "\u7981\u6b62", "\u7248\u6743\u6240\u6709", "\u975e\u5546", "\u7121\u65ad", "\u0437\u0430\u043f\u0440\u0435\u0449")
 CLASSES = {  # in the order of a table; a file may be in several. Patterns of plain text, one of which is enough
-    "SPDX line": ("spdx-license-identifier:",),
+    "SPDX line": ("spdx-license-identifier ?[:=]",),
     "GPL, any later version": ("general public licen[cs]e.{0,300}any later version",
                                "any later version.{0,300}general public licen[cs]e"),
     "GPL": ("gnu public licen[cs]e", "general public licen[cs]e", r"\bgpl\b", "copyleft"),
@@ -147,7 +156,7 @@ def classify(path, data):
     text = plain(data)
     if not WORDS.search(text):
         return [SILENT]
-    own = "spdx-license-identifier:" in text and not is_free(spdx(decode(data)))
+    own = re.search(CLASSES["SPDX line"][0], text) and not is_free(spdx(decode(data)))
     found = [name for name, patterns in PATTERNS.items()
              if own and name == OWN or any(pattern.search(text) for pattern in patterns)]
     if "GPL, any later version" in found:

@@ -8,6 +8,8 @@ may be missing, and the key `...` stands for any other.
 import math
 import re
 
+from memory.files import ODD
+
 
 def fault(value, shape, at="it"):
     """What keeps a value from JSON from having the shape, in words, or "". at: what the value is called."""
@@ -22,6 +24,8 @@ def fault(value, shape, at="it"):
     if isinstance(shape, dict):
         if type(value) is not dict:
             return f"{at} is no object"
+        if odd := next(filter(lambda key: not line(key), value), None):
+            return f"{at} has a name that is no text of one line: {odd[:40]!a}"
         names = {key.rstrip("?"): inner for key, inner in shape.items() if key is not ...}
         if lacks := [key for key in shape if key is not ... and key not in value and not key.endswith("?")]:
             return f"{at} lacks {lacks[0]}"
@@ -34,13 +38,13 @@ def fault(value, shape, at="it"):
 
 
 def line(value):
-    """A text of one line that can be written in UTF-8."""
-    return type(value) is str and not re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value)
+    """A text of one line that can be written in UTF-8, without control characters."""
+    return type(value) is str and not re.search(f"[{ODD}]", value)
 
 
 def words(value):
-    """A text of any number of lines."""
-    return type(value) is str and not re.search(r"[\x00-\x08\ud800-\udfff]", value)
+    """A text of any number of lines, which a terminal, YAML and Markdown take for no more than that."""
+    return type(value) is str and line(re.sub(r"[\t\n]", "", value))
 
 
 def path(value):
@@ -73,16 +77,17 @@ def sha256(value):
     return type(value) is str and bool(re.fullmatch("[0-9a-f]{64}", value))
 
 
-def empty(value):
-    return value == ""
-
-
 def answer(value):
     return value in ("yes", "no", "not checked")
 
 
 def known(value):
+    """How an answer is known; "" of what is not."""
     return value in ("checked", "recorded", "declared", "")
+
+
+def empty(value):
+    return value == ""
 
 
 def anything(value):

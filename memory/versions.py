@@ -39,6 +39,8 @@ def at_commit(commit, patterns=CODE):
     """The same of a commit, from the contents as git keeps them; {} if git does not know the commit here."""
     if not re.fullmatch(r"[0-9a-f]{40,64}", commit or ""):
         return {}
+    if _git("cat-file", "-t", commit) != b"commit\n":  # a folder has contents too
+        return {}
     listed = os.fsdecode(_git("ls-tree", "-r", "-z", "--name-only", commit)).split("\0")
     paths = [path for path in listed if _matches(path, patterns) and "\n" not in path]
     asked = "".join(f"{commit}:{path}\n" for path in paths)

@@ -147,6 +147,11 @@ ONE = {"t/LICENSE": GRANT}
      "MIT", "t/LICENSE"),
     (ONE | {"t/setup.py": b'setup(classifiers=["License :: Other/Proprietary License"])'},
      "MIT (LICENSE), License :: Other/Proprietary License (setup.py)", "t/LICENSE"),
+    (ONE | {"t/TERMS.md": b"Customers only."}, "MIT (LICENSE), unknown words (TERMS.md)", "t/LICENSE"),
+    (ONE | {"t/license-addendum.txt": b"Customers only."}, "MIT (LICENSE), unknown words (license-addendum.txt)",
+     "t/LICENSE"),
+    (ONE | {"t/a.py": b"# SPDX-License-Identifier = CC-BY-NC-4.0"}, "MIT (LICENSE), CC-BY-NC-4.0 (SPDX lines)",
+     "t/LICENSE"),
     ({"t/Cargo.toml": b'license = "MIT"'}, "MIT (Cargo.toml)", None)])
 def test_the_licence_of_a_tree(files, name, path):
     assert licences.find_licence(files) == (name, path)
@@ -191,7 +196,11 @@ def test_what_is_not_certain_is_not_checked(licence, path, answer):
         "licensed solely to A", "in any nuclear\n; facility", "for Good, not\n * Evil", "do no evil",
         "violates human rights", "no military use",
         '{"license": "UNLICENSED"}', "'License :: Other/Proprietary License'", "without prior written permission of A",
-        "for research and teaching purposes only"))])
+        "for research and teaching purposes only", "No part may be reproduced.", "Do not distribute.",
+        "ACME confidential", "for internal use only", 'MODULE_LICENSE("Proprietary");', "CC BY-NC 4.0", "BY-ND",
+        "Business Source License 1.1", "Server Side Public License", "Elastic License 2.0", "Alle Rechte vorbehalten",
+        "Weitergabe verboten", "Nur f\xfcr den Unterricht", "Tous droits r\xe9serv\xe9s", "usage interdit",
+        "Uso comercial prohibido", "\u7981\u6b62\u5546\u7528", "\u7248\u6743\u6240\u6709"))])
 def test_classes_of_notices(text, classes):
     found = licences.classify("t/x.c", text.encode())
     assert found == classes or classes == ["no terms"] and not set(found) & set(licences.UNJUDGED)

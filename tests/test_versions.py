@@ -190,6 +190,12 @@ def test_clones_and_where_git_does_not_know(code, at, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_only_a_commit_is_one(code):
+    """A folder's hash names contents too, and no history."""
+    folder, commit = code
+    assert versions.at_commit(commit) and not versions.at_commit(git(folder, "rev-parse", f"{commit}^{{tree}}"))
+
+
 def test_a_folder_that_git_does_not_trust(code):
     folder, head = code
     os.chown(folder, 12345, 12345)

@@ -242,8 +242,8 @@ def write_files(folder, texts, manifest):
     for path in list(refused)[:REFUSALS]:
         print(f"refused: {path}: {refused[path]}", file=sys.stderr)
     if refused:
-        print(f"{len(refused):,} of {len(texts):,} files are not in {folder}/: move what is in the way, or name another "
-              f"folder", file=sys.stderr)
+        print(f"{len(refused):,} of {len(texts):,} files are not in {folder}/: move what is in the way, or name "
+              f"another folder", file=sys.stderr)
     return sorted(refused)
 
 

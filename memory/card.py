@@ -85,8 +85,8 @@ def about(e):
     if manifest["origin"] == "stand-in":
         lines += ["The tree is a **stand-in** for Linux 1.0: the kernel headers of the machine it was prepared on."]
     if e.build.get("init_sha256"):
-        lines += [flow("""The run **began from other weights**. What those had learned may still be in these; item 1 says
-            whether all of it is listed.""")]
+        lines += [flow("""The run **began from other weights**. What those had learned may still be in these. Item 1
+            says whether all of it is listed.""")]
     if not e.build["done"]:
         lines += [f"The run is **not finished**: it was stopped at step {e.build['step']:,}."]
     return lines + [flow(f"""The shape is Llama's: {e.parameters:,} parameters, {config['num_hidden_layers']} layers of

@@ -41,8 +41,8 @@ def obstacle(folder, target):
 
 
 def held(folder, path, size, sha256):
-    """The bytes of the regular file that stands for a quoted path below `folder`; None if there is none of this size and
-    hash."""
+    """The bytes of the regular file that stands for a quoted path below `folder`; None if there is none of this size
+    and hash."""
     target = safe_path(folder, path)
     try:
         if not target or obstacle(folder, target) or os.lstat(target).st_size != size:

@@ -5,6 +5,7 @@ import base64
 import bz2
 import collections
 import dataclasses
+import errno
 import functools
 import hashlib
 import http.client
@@ -90,6 +91,9 @@ def fetch(url, limit, bar=progress):
             raise UserError(f"{shown(url)} is not a URL that can be fetched") from None
         except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", error)
+            if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(f"cannot keep what {shown(url)} serves ({cause.strerror}): make room in "
+                                f"{tempfile.gettempdir()}, or set TMPDIR to another folder") from None
             reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
             if isinstance(cause, http.client.BadStatusLine) and not isinstance(cause, OSError):  # which quotes it
                 reason = "its answer is no HTTP"

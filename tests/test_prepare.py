@@ -1,5 +1,6 @@
 """Where a tree comes from: a local HTTP server plays kernel.org, tarballs lie, and what is bad is refused."""
 import base64
+import errno
 import hashlib
 import io
 import json
@@ -114,6 +115,16 @@ def test_download(kernel_org, capsys):
 def test_download_is_tried_again(kernel_org, fault):
     kernel_org.answers["/a" + NAME] = [fault, fault, (200, KERNEL)]
     assert prepared()["url"] == kernel_org.url + "/a" + NAME and len(kernel_org.asked) == 3
+
+
+def test_a_disk_that_is_full_is_no_server_that_fails(kernel_org, monkeypatch):
+    """Or a stand-in would be taken, while the release is there."""
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    kernel_org.answers |= {f"/{mirror}{NAME}": [(200, KERNEL)] for mirror in "ab"}
+    monkeypatch.setattr(source.tempfile, "TemporaryFile", Full)
+    says_no(prepare.main, ["--quiet"], "No space left on device", "TMPDIR")
 
 
 def test_download_from_the_mirror(kernel_org):

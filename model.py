@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from memory import processes
 from memory.checkpoint import parse_tensors, tensor_bytes
 from memory.corpus import CORPUS, read_manifest
-from memory.files import files_digest, json_digest, write_file
+from memory.files import files_digest, json_digest, refuse_pipes, write_file
 from memory.output import UserError
 from memory.tokenizer import BOS, EOS, Tokenizer, UNK
 
@@ -331,6 +331,10 @@ class Llama(nn.Module):
 def load_model(folder, device):
     """(Llama, Tokenizer, manifest) of a directory that train.py wrote. Raises UserError if they are not whole, or
     not of one another."""
+    try:
+        refuse_pipes(folder)
+    except OSError as error:
+        raise UserError(f"no model in {folder}: {error.strerror}") from None
     model, tokenizer = Llama.from_pretrained(folder, device), Tokenizer.load(folder)
     manifest = read_manifest(folder, "train or copy it again")
     if "tree" not in manifest:

@@ -21,8 +21,7 @@ from pathlib import Path
 
 from memory.checkpoint import read_log, read_metas, read_tensors
 from memory.corpus import CORPUS, find_tree
-from memory.evidence import refuse_pipes
-from memory.files import digest_of, newest, read_json, write_file
+from memory.files import digest_of, newest, read_json, refuse_pipes, write_file
 from memory.output import UserError, run_script
 from memory.records import BUILD, fault
 from memory.run import PLACES, STOPPING, foreign

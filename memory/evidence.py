@@ -18,7 +18,7 @@ import numpy as np
 from memory import records, source
 from memory.checkpoint import NAMES, read_tensors
 from memory.corpus import choose_files, compressed_sizes, find_tree, fitting, load, read_manifest, texts
-from memory.files import digest_of, files_digest, json_bytes, read_json
+from memory.files import digest_of, files_digest, json_bytes, read_json, refuse_pipes
 from memory.licences import LICENCE_FILE, SEEN, classify, find_licence, notice
 from memory.output import UserError, progress
 from memory.page import as_json, fill
@@ -144,15 +144,6 @@ RECORDS = {  # field of the Evidence: (file, how it is read, its shape)
     "extraction": ("extraction.json", read_record, records.EXTRACTION),
     "rebuilt": ("rebuilt.json", read_record, records.REBUILT), "stated": ("openness.json", read_record, records.STATED),
     "config": ("config.json", read_plain, records.CONFIG)}
-
-
-def refuse_pipes(folder):
-    """Raises UserError if the folder holds a pipe, a device or a link to one or to nothing, which may never end to be
-    read; OSError if there is no folder."""
-    for path in sorted(Path(folder).iterdir()):
-        if not path.is_file() and not path.is_dir():
-            raise UserError(f"{str(path)!r} is no file that can be read, but a pipe, a device or a broken link: delete "
-                            f"it")
 
 
 def damage(name, error):

@@ -160,6 +160,15 @@ def name_of(path):
         f"%{byte:02X}" for byte in odd[0].encode("utf-8", "surrogateescape")), name)
 
 
+def refuse_pipes(folder):
+    """Raises UserError if the folder holds a pipe, a device or a link to one or to nothing, which may never end to be
+    read; OSError if there is no folder."""
+    for path in sorted(Path(folder).iterdir()):
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{str(path)!r} is no file that can be read, but a pipe, a device or a broken link: delete "
+                            f"it")
+
+
 def digest_of(path):
     """SHA-256 (hex) of a file. Raises OSError."""
     with open(path, "rb") as file:

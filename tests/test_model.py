@@ -1,10 +1,12 @@
 """The model against transformers' LlamaForCausalLM, and its streams against the model."""
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
 import torch
+from conftest import says_no
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -13,6 +15,8 @@ from memory.generate import Streams
 from memory.output import UserError
 from memory.tokenizer import Tokenizer
 from model import Llama, LlamaConfig, attend_in_halves
+import extract
+import sample
 
 SMALL = LlamaConfig(vocab_size=700, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
                     num_key_value_heads=4, max_position_embeddings=32, tie_word_embeddings=True)
@@ -260,3 +264,11 @@ def test_configs_of_transformers_that_compute_otherwise(tmp_path, key, value):
     with pytest.raises(UserError) as error:
         Llama.from_pretrained(tmp_path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.model", "manifest.json"])
+@pytest.mark.parametrize("main", [sample.main, extract.main])
+def test_a_pipe_in_a_models_folder_is_not_waited_for(model, name, main):
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    says_no(main, ["--model", model], f"{name}' is no file that can be read")

@@ -486,12 +486,14 @@ def test_bad_use(learned, tmp_path, monkeypatch):
     says_no(main, ["--only", "tiny/COPYING", "--out", "/proc/no"], "/proc/no")
 
 
-def test_the_page_is_whole(learned):
+def test_the_page_is_whole(learned, model, monkeypatch):
     """The template has one place for data, and nothing in the data can close the script."""
     assert "<" not in as_json({"path": "</script>", "line": "<!--"})
     template = (ROOT / "report.html").read_text()
     assert template.count("/*DATA*/null") == template.count("<!--include treemap.html-->") == 1
-    html = (learned / "out/tiny/report.html").read_text()
+    monkeypatch.chdir(learned)
+    assert extract.main(["--check", "--model", str(model)]) == 0
+    html = (model / "report.html").read_text()
     treemap = (ROOT / "treemap.html").read_text()
     assert html.count("</script>") == template.count("</script>") + treemap.count("</script>")
 

@@ -25,7 +25,7 @@ from memory.files import digest_of, newest, read_json, refuse_pipes, write_file
 from memory.output import UserError, run_script
 from memory.records import BUILD, fault
 from memory.run import PLACES, STOPPING, foreign
-from memory.settings import ROOT, parse
+from memory.settings import ROOT, mistyped, parse
 from train import Settings as Training
 from train import check
 import openness
@@ -116,14 +116,10 @@ def where_they_differ(one, other):
 
 def settings_of(folder, record):
     """The train.Settings that the record of the model in `folder` has. Raises UserError if they cannot be."""
-    try:
-        training = Training(**{name: value for name, value in record["settings"].items() if name not in PLACES})
-        for field in dataclasses.fields(training):
-            value, kinds = getattr(training, field.name), (int, float) if field.type is float else (field.type,)
-            if type(value) not in kinds:
-                raise TypeError(f"{field.name} is {value!r}")
-    except TypeError as error:
-        raise UserError(f"{folder} was built by another version of train.py ({error})") from None
+    values = {name: value for name, value in record["settings"].items() if name not in PLACES}
+    if wrong := mistyped(Training, values):
+        raise UserError(f"{folder} was built by another version of train.py ({wrong[0]} is {values[wrong[0]]!r})")
+    training = Training(**values)
     check(training)
     return training
 

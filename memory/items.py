@@ -9,8 +9,6 @@ import dataclasses
 import math
 import re
 
-import numpy as np
-
 from memory import card, mof, source
 from memory.checkpoint import NAMES
 from memory.corpus import CORPUS
@@ -20,6 +18,7 @@ from memory.files import digest_of, json_digest, name_of
 from memory.licences import COPYRIGHT_ONLY, SILENT, UNJUDGED, count_classes, hub_fields, is_free, recognize
 from memory.output import UserError
 from memory.run import OF_A_RUN, PLACES
+from memory.settings import mistyped
 from memory.tokenizer import choose_packer, compressed_bits
 from memory.versions import REPORT, at_commit, describe_code, digest_of_code, files_here
 
@@ -266,8 +265,9 @@ def code_known(e):
     commit = f", commit {code['commit']}" if code["commit"] else ""
     changed = f" but for {len(code['changed_since'])} of them" if code["changed_since"] else ""
     words = f"{len(code['files'])} files by SHA-256 in build.json{commit}{changed}; {code['licence']}"
-    here, there, changed = files_here(), at_commit(code["commit"]), set(code["changed_since"])
-    if code["files"].get("LICENSE") == here.get("LICENSE") and describe_code()["licence"] != "MIT":
+    ours, there, changed = describe_code(), at_commit(code["commit"]), set(code["changed_since"])
+    here = ours["files"]
+    if code["files"].get("LICENSE") == here.get("LICENSE") and ours["licence"] != "MIT":
         return no("build.json says that the code is under MIT, and its LICENSE is no text of MIT")
     if there and changed - {path for path, _ in there.items() ^ code["files"].items()}:
         return no(f"build.json says that files are not as in commit {code['commit']}, and they are")
@@ -285,10 +285,8 @@ def settings_known(e):
         if not record:
             return no(e.damaged.get(name, f"{name} is missing"))
     settings, turns = e.build["settings"], e.build["built_by"]
-    fields = {field.name: field.type for field in dataclasses.fields(Settings) if field.name not in PLACES}
-    kinds = {float: (int, float)}
-    wrong = [key for key in fields.keys() | settings.keys()
-             if key not in fields or type(settings.get(key)) not in kinds.get(fields[key], (fields[key],))]
+    recorded = {field.name for field in dataclasses.fields(Settings)} - PLACES
+    wrong = {*mistyped(Settings, settings), *(recorded ^ settings.keys())}
     if wrong:
         return no(f"build.json has no setting {min(wrong)} that can be")
     try:
@@ -393,8 +391,6 @@ def weights_whole(e):
             return no(e.damaged[name])
     if e.build.get("model_sha256") != e.weights:
         return no(f"model.safetensors has SHA-256 {e.weights}, build.json says {e.build.get('model_sha256')}")
-    if not all(np.isfinite(tensor.numpy()).all() for tensor in e.model.tensors().values()):
-        return no("model.safetensors has a value that is not finite")
     if e.tokenizer.vocab_size != e.model.config.vocab_size:
         return no(f"the model has {e.model.config.vocab_size:,} pieces, tokenizer.model {e.tokenizer.vocab_size:,}")
     corpus = {key: e.manifest[key] for key in CORPUS}
@@ -470,7 +466,7 @@ def reported(e):
     if list(code.get("report", ())) != [REPORT]:
         return no(f"build.json does not have {REPORT}, and no other report")
     sha256 = code["report"][REPORT]
-    seen = describe_code()["report"].get(REPORT), at_commit(code["commit"], (REPORT,)).get(REPORT)
+    seen = files_here((REPORT,)).get(REPORT), at_commit(code["commit"], (REPORT,)).get(REPORT)
     return yes(f"{REPORT} beside the code, SHA-256 {sha256}", known_if(sha256 in seen))
 
 

@@ -145,6 +145,13 @@ def parse(cls, doc, argv, config=False, operand=""):
     return cls(**defaults | values), path
 
 
+def mistyped(cls, values):
+    """The names in `values`, a dict, that are no field of the dataclass `cls` or whose value has another type, sorted.
+    A whole number serves as a float."""
+    kinds = {field.name: (int, float) if field.type is float else (field.type,) for field in dataclasses.fields(cls)}
+    return sorted(name for name, value in values.items() if type(value) not in kinds.get(name, ()))
+
+
 def command(*words):
     """A command that starts one of the scripts from this folder, to be pasted into a shell."""
     script = words[0] if Path().resolve() == ROOT else str(ROOT / words[0])

@@ -823,7 +823,8 @@ def test_what_build_json_says_of_the_code(copy, monkeypatch):
     assert items.code_known(found).answer == "no" and "and they are" in items.code_known(found).why
     found.build["code"]["changed_since"] = []
     assert items.code_known(found)[::2] == ("yes", "checked")
-    monkeypatch.setattr(items, "describe_code", lambda: {"licence": "GPL-2.0"})
+    here = items.describe_code()
+    monkeypatch.setattr(items, "describe_code", lambda: here | {"licence": "GPL-2.0"})
     assert items.code_known(found).answer == "no"
 
 
